@@ -26,7 +26,7 @@ import soundfile
 import soxr
 
 # Every process of a pool imports this script; what the workers do not need is imported where it is used.
-from birdtpu.data.decoding import Pool
+from birdtpu.data.preparing.pool import Pool
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "audio" / "birdclef-mini" / "train_audio"
 RATE = 32000

@@ -66,7 +66,8 @@ def batches(
         training: See above.
         cache: Hold the PCM16 of every record of the plan in memory, read once before the first batch.
         pcm16: Give `audio` as int16 beside `audio_gain`, for half the bytes to the device.
-        threads: Clips that are made at once. None: one a core, or 64 where the data is remote.
+        threads: Clips that are made at once. None: two a core, so that none waits
+            while a batch is joined, or 64 where the data is remote.
 
     Returns: a dataset of dicts: `audio` `(batch_size, clip_samples)` float32 (or int16, with `audio_gain`
     `(batch_size,)` float32: audio is their product), `targets` and `target_mask` `(batch_size, classes)` float32,
@@ -85,7 +86,7 @@ def batches(
     if not training:
         steps = min(-(-len(plan) // batch_size), steps if steps is not None else len(plan))
     remote = any(storage.is_remote(path) for path in shelf.paths)
-    parallel = threads or (REMOTE_READS if remote else os.cpu_count() or 1)
+    parallel = threads or (REMOTE_READS if remote else 2 * (os.cpu_count() or 1))
     jobs = _jobs(plan, shelf, place, clip_samples, batch_size, seed, training)
     with named_errors(data):
         read = _from_memory(shelf, np.unique(place), parallel) if cache else _from_shards(shelf)

@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from birdtpu import storage
-from birdtpu.data import decoding, prepared, shards
+from birdtpu.data import shards
 from birdtpu.data.audio import Channel
-from birdtpu.data.building import Build
-from birdtpu.data.journal import WORK, Entry, Input, file_size
+from birdtpu.data.preparing import decoding, prepared
+from birdtpu.data.preparing.building import Build
+from birdtpu.data.preparing.journal import WORK, Entry, Input, file_size
+from birdtpu.data.preparing.pool import Pool
 from birdtpu.data.tables import Tables
 from birdtpu.errors import UserError
 
@@ -93,7 +95,7 @@ def prepare(
     }
     with _at_work(output) as folder:
         build = Build(folder, inputs, settings)
-        with decoding.Pool(max(1, min(workers, len(inputs)))) as pool:
+        with Pool(max(1, min(workers, len(inputs)))) as pool:
             build.recall(pool)
             count = _shard_count(pool, inputs, sample_rate, shard_bytes)
             if not build.stands(count):
@@ -171,7 +173,7 @@ def _at_work(output: str | os.PathLike) -> Iterator[Path]:
             os.close(descriptor)
 
 
-def _shard_count(pool: decoding.Pool, inputs: Sequence[Input], sample_rate: int, shard_bytes: int) -> int:
+def _shard_count(pool: Pool, inputs: Sequence[Input], sample_rate: int, shard_bytes: int) -> int:
     """How many shards of about `shard_bytes` the input will fill, from the headers of some files of each kind.
 
     A guess, but always the same one: it must be known before the first record has its place.

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from birdtpu import storage
-from birdtpu.data.layouts import EVERY_OTHER
-from birdtpu.data.lookup import FOCAL_FOLDERS, AudioFolder
-from birdtpu.data.sources import fill, join, read_sources
+from birdtpu.data.sources.layouts import EVERY_OTHER
+from birdtpu.data.sources.lookup import FOCAL_FOLDERS, AudioFolder
+from birdtpu.data.sources.read import fill, join, read_sources
 from birdtpu.errors import UserError
 from birdtpu.species import ClassList
 
@@ -75,7 +75,7 @@ def read_tables(
             (labelled soundscapes too) in the folder, else in its parent, as far as they name files in it; else each
             file's species is the folder it lies in. RFCx' train_tp.csv and train_fp.csv bring each other along.
         data_set: The name to note. None: the folder's own, or its parent's for a competition's audio folder.
-        layout: A key of `birdtpu.data.layouts.LAYOUTS`. None: what the columns say.
+        layout: A key of `birdtpu.data.sources.layouts.LAYOUTS`. None: what the columns say.
         taxonomy: A CSV of species codes with scientific names. None: taxonomy.csv beside the table.
 
     Raises: UserError on a wrong path, a table that cannot be read or lacks a column, a name that fits several files,

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from birdtpu.data import audio as reading
-from birdtpu.data.lookup import AUDIO_SUFFIXES
+from birdtpu.data.sources.lookup import AUDIO_SUFFIXES
 from birdtpu.errors import UserError
 from birdtpu.inference import engine, timeline
 from birdtpu.run import Run, open_run

@@ -14,8 +14,11 @@ import pytest
 import soundfile
 
 from birdtpu import storage
-from birdtpu.data import building, decoding, journal, records, shards
+from birdtpu.data import prepare as preparing
+from birdtpu.data import records, shards
 from birdtpu.data.prepare import prepare
+from birdtpu.data.preparing import building, decoding, journal
+from birdtpu.data.preparing.pool import Crash, Pool
 from birdtpu.data.tables import ANNOTATIONS, RECORDINGS, SPECIES, Tables, load_tables
 from birdtpu.errors import UserError
 
@@ -45,13 +48,13 @@ class InlinePool:
             try:
                 result = function(jobs[i])
             except OSError as error:
-                result = decoding.Crash(str(error))
+                result = Crash(str(error))
             yield i, result
 
 
 @pytest.fixture
 def inline(monkeypatch):
-    monkeypatch.setattr(decoding, "Pool", InlinePool)
+    monkeypatch.setattr(preparing, "Pool", InlinePool)
     # A disk that is waited for a thousand times says nothing about these tests' claims.
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     # One after the other, so that a kill at the n-th step is always the same kill.
@@ -188,7 +191,7 @@ def decoded(monkeypatch):
         names.append(Path(job.path).name)
         return decode(job)
 
-    monkeypatch.setattr(decoding, "Pool", InlinePool)
+    monkeypatch.setattr(preparing, "Pool", InlinePool)
     monkeypatch.setattr(decoding, "decode", noting)
     return names
 
@@ -450,7 +453,7 @@ def test_a_file_that_kills_its_worker_is_named_and_the_rest_goes_on(folder, tmp_
 
 def test_a_pool_outlives_its_workers():
     jobs = ["1 + 1", "__import__('os').abort()", "2 + 2", "__import__('os')._exit(3)", "1 / 0", "3 + 3"]
-    with decoding.Pool(2) as pool:
+    with Pool(2) as pool:
         found = dict(pool.run(eval, jobs))
         assert [found[0], found[2], found[5]] == [2, 4, 6]
         assert "SIGABRT" in found[1].detail
@@ -462,14 +465,14 @@ def test_a_pool_outlives_its_workers():
 
 
 def test_decoders_do_not_talk_over_the_progress_bar(capfd):
-    with decoding.Pool(1) as pool:
+    with Pool(1) as pool:
         list(pool.run(eval, ["__import__('os').write(2, b'Warning: Xing stream size off')"]))
     assert capfd.readouterr().err == ""
 
 
 def test_workers_start_light():
     code = (
-        "import sys; from birdtpu.data import decoding;"
+        "import sys; from birdtpu.data.preparing import decoding, pool;"
         "sys.exit(str({'tensorflow', 'keras', 'jax', 'pandas', 'sklearn', 'matplotlib'} & set(sys.modules) or ''))"
     )
     assert (

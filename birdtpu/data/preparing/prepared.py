@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from birdtpu.data import shards
-from birdtpu.data.decoding import record_id, stretch_samples
-from birdtpu.data.journal import Entry, Input, check_settings, file_size, with_pieces
+from birdtpu.data.preparing.decoding import record_id, stretch_samples
+from birdtpu.data.preparing.journal import Entry, Input, check_settings, file_size, with_pieces
 from birdtpu.data.tables import Tables, write_tables
 
 _WARNING_MARK = " | "

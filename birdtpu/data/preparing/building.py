@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from birdtpu import storage
-from birdtpu.data import decoding, journal, prepared, records, shards
-from birdtpu.data.journal import WORK, Entry, Input, Journal
+from birdtpu.data import records, shards
+from birdtpu.data.preparing import decoding, journal, prepared
+from birdtpu.data.preparing.journal import WORK, Entry, Input, Journal
+from birdtpu.data.preparing.pool import Crash, Pool
 
 # Records are copied into the shards beside the main thread, which hands out the places and the work.
 _COPIERS = 4
@@ -56,7 +58,7 @@ class Build:
         """Where the shards lie now, relative to the output folder."""
         return [f"{self._folder}/{shard['name']}" for shard in self.described]
 
-    def recall(self, pool: decoding.Pool) -> None:
+    def recall(self, pool: Pool) -> None:
         """Find the inputs that an earlier run settled and that have not changed since."""
         asked = [item for item in self.inputs if item.key in self._finished or item.key in self._noted]
         answers = pool.run(decoding.fingerprint, [item.file for item in asked])
@@ -119,7 +121,7 @@ class Build:
     def _new_journal(self, count: int, entries: Mapping[str, Entry]) -> Journal:
         return Journal(self.output, {"settings": self.settings, "count": count, "folder": self._folder}, entries)
 
-    def decode(self, pool: decoding.Pool, progress: Callable[[int, int], None]) -> None:
+    def decode(self, pool: Pool, progress: Callable[[int, int], None]) -> None:
         """Decode what is not known yet, and place all of it.
 
         Raises: UserError on a full disk, or where a record that is to be reused is damaged.
@@ -146,8 +148,8 @@ class Build:
         most = prepared.most_samples(self.settings)
         return decoding.Decode(item.file, item.recording, str(spool), record_samples=most, **options)
 
-    def _entry(self, item: Input, result: decoding.Decoded | decoding.Crash) -> Entry:
-        if isinstance(result, decoding.Crash):
+    def _entry(self, item: Input, result: decoding.Decoded | Crash) -> Entry:
+        if isinstance(result, Crash):
             return Entry(0, "", journal.CRASH, result.detail)
         values = {name: value for name, value in vars(result).items() if name != "lengths"}
         spool = str(self._spools[item.key].relative_to(self.output))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from birdtpu.data.cells import date, duration, labels, number, parse_csv, rating, seconds
+from birdtpu.data.sources.cells import date, duration, labels, number, parse_csv, rating, seconds
 from birdtpu.errors import UserError
 
 

@@ -1,7 +1,7 @@
 """What the competitions', xeno-canto's and plain tables say: one reader a layout.
 
 A reader gets the rows of one table and returns a `Parsed`. It opens no file: where a recording lies is named by
-`wanted`, the names under which `birdtpu.data.lookup` shall look for it, the surest first.
+`wanted`, the names under which `birdtpu.data.sources.lookup` shall look for it, the surest first.
 """
 
 import contextlib
@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from birdtpu.data import cells
-from birdtpu.data.cells import Row, first
+from birdtpu.data.sources import cells
+from birdtpu.data.sources.cells import Row, first
 from birdtpu.errors import UserError
 
 NO_CALL = "nocall"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from birdtpu.data.lookup import AudioFolder, stem, xeno_canto_number
+from birdtpu.data.sources.lookup import AudioFolder, stem, xeno_canto_number
 from birdtpu.errors import UserError
 
 

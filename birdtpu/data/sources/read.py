@@ -8,9 +8,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from birdtpu import storage
-from birdtpu.data import cells, layouts
-from birdtpu.data.layouts import Parsed, Taxonomy
-from birdtpu.data.lookup import AUDIO_SUFFIXES, FOCAL_FOLDERS, AudioFolder, stem, xeno_canto_number
+from birdtpu.data.sources import cells, layouts
+from birdtpu.data.sources.layouts import Parsed, Taxonomy
+from birdtpu.data.sources.lookup import AUDIO_SUFFIXES, FOCAL_FOLDERS, AudioFolder, stem, xeno_canto_number
 from birdtpu.errors import UserError
 
 # fmt: off
