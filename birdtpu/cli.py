@@ -144,7 +144,7 @@ def evaluate(
         write_json(found.result, json)
     typer.echo(_summary(found.result))
     typer.echo(f"per class, confusion and precision-recall in {output}")
-    _end_with(failures, None, strict)
+    _end_with(failures, f"{output}/failures.csv", strict)
 
 
 @app.command("cross-validate")
@@ -167,7 +167,7 @@ def cross_validate(
 @app.command()
 def synthesize(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="A new folder.")],
-    species: Annotated[int, typer.Option(min=1)] = 6,
+    species: Annotated[int, typer.Option(min=2)] = 6,
     recordings: Annotated[int, typer.Option(min=1, help="Of the commonest species.")] = 40,
     soundscapes: Annotated[int, typer.Option(min=0)] = 2,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -229,13 +229,12 @@ def _summary(result: dict) -> str:
     return "\n".join(lines)
 
 
-def _end_with(failures: list[tuple[str, str]], named_in: str | None, strict: bool) -> None:
+def _end_with(failures: list[tuple[str, str]], named_in: str, strict: bool) -> None:
     """A warning line about files that could not be used; with `--strict` it is the exit code too."""
     if not failures:
         return
     file, reason = failures[0]
-    where = f"; {named_in} names them" if named_in else ""
-    typer.echo(f"warning: {len(failures)} files could not be used ({file}: {reason}){where}", err=True)
+    typer.echo(f"warning: {len(failures)} files could not be used ({file}: {reason}); {named_in} names them", err=True)
     if strict:
         raise typer.Exit(1)
 

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from birdtpu import storage
 from birdtpu.errors import UserError
@@ -21,18 +21,29 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
+Head = Literal["clipwise", "segmentwise", "attention"]
+
+_THRESHOLDS: dict[Head, float] = {"clipwise": 0.5, "segmentwise": 0.9, "attention": 0.15}
+# The smallest backbone halves the frames three times.
+_FEWEST_FRAMES = 8
 
 
 class Section(BaseModel):
-    """A table of a recipe: unknown keys are errors, values do not change."""
+    """A table of a recipe: unknown keys and wrong types are errors, values do not change.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    Only the outside of a tuple is not `strict`, because TOML has lists alone.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class Audio(Section):
     """What stands in the shards, and how long a clip is."""
 
-    sample_rate: Count = Field(default=32000, description="Hz; every recording is resampled to it")
+    sample_rate: Annotated[int, Field(ge=1000)] = Field(
+        default=32000, description="Hz; every recording is resampled to it"
+    )
     channel: Literal["mix", "left", "right"] = Field(default="mix", description="which channel of a stereo recording")
     record_seconds: Positive = Field(
         default=12.0, description="longest stretch of a recording in one record of a shard"
@@ -59,6 +70,10 @@ class Labels(Section):
     secondary_below_seconds: NotNegative = Field(
         default=40.0, description="secondary labels are used only from recordings shorter than this"
     )
+    timed: Literal["sections", "ignore"] = Field(
+        default="sections",
+        description="recordings with timed labels: train on each labelled stretch, or ignore the times",
+    )
     min_rating: NotNegative = Field(default=0.0, description="leave out recordings rated lower (unrated ones stay)")
     weight_by_rating: bool = Field(default=False, description="weigh an example's loss by its recording's rating")
 
@@ -76,7 +91,7 @@ class Folds(Section):
     split: dict[Literal["train", "validation", "test"], Positive] = Field(
         default={}, description="one split by these shares instead of folds; they add up to 1"
     )
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Balance(Section):
@@ -102,7 +117,9 @@ class Frontend(Section):
     htk: bool = Field(default=False, description="HTK's mel scale instead of Slaney's")
     top_db: Positive = Field(default=80.0, description="dynamic range below each clip's peak, dB")
     image_size: tuple[Count, Count] | None = Field(
-        default=None, description="pixels of time and frequency; none: the log-mel's own (write [] to unset)"
+        default=None,
+        strict=False,
+        description="pixels of time and frequency; none: the log-mel's own (write [] to unset)",
     )
 
 
@@ -115,9 +132,9 @@ class Augment(Section):
         default="blend", description="mean by share, or the larger of the two"
     )
     pitch_probability: Probability = 0.5
-    pitch_semitones: tuple[float, float] = (-2.0, 3.0)
+    pitch_semitones: tuple[float, float] = Field(default=(-2.0, 3.0), strict=False)
     tempo_probability: Probability = 0.5
-    tempo_rates: tuple[Positive, Positive] = (0.9, 1.2)
+    tempo_rates: tuple[Positive, Positive] = Field(default=(0.9, 1.2), strict=False)
     time_masks: Annotated[int, Field(ge=0)] = 2
     time_mask_width: Probability = Field(default=0.1, description="the widest, as a share of the clip")
     frequency_masks: Annotated[int, Field(ge=0)] = 2
@@ -158,21 +175,24 @@ class Train(Section):
         default=0, description="epochs without a better validation loss before stopping; 0: never"
     )
     jit: Literal["auto", "on", "off"] = Field(default="auto", description="XLA; auto: everywhere but TensorFlow on CPU")
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Predict(Section):
     """From a model's outputs to species."""
 
-    hop_seconds: Positive = Field(default=2.5, description="from one clip's start to the next")
+    hop_seconds: Annotated[float, Field(ge=0.01)] = Field(default=2.5, description="from one clip's start to the next")
     batch_size: Count = 32
-    head: Literal["clipwise", "segmentwise", "attention"] = Field(
+    head: Head = Field(
         default="segmentwise",
         description="a clip's score: clipwise; the highest segment; the highest norm_att * segmentwise",
     )
-    thresholds: dict[str, Probability] = Field(
-        default={"clipwise": 0.5, "segmentwise": 0.9, "attention": 0.15}, description="for each head"
-    )
+    thresholds: dict[Head, Probability] = Field(default=_THRESHOLDS, description="for each head")
+
+    @field_validator("thresholds", mode="before")
+    @classmethod
+    def _over_the_defaults(cls, value: Any) -> Any:
+        return {**_THRESHOLDS, **value} if isinstance(value, dict) else value
 
 
 class Evaluate(Section):
@@ -240,7 +260,7 @@ def load_recipe(name: str, settings: list[str] | tuple[str, ...] = ()) -> Recipe
     """
     tree, origin = _resolve(name, ())
     for setting in settings:
-        _apply(tree, setting)
+        tree = _merge(tree, _parse(tree, setting))
         origin = f"{origin} with --set {setting}"
     return _validate(tree, origin)
 
@@ -258,7 +278,7 @@ def _resolve(name: str, seen: tuple[str, ...], base: str | None = None) -> tuple
     if name.endswith(".toml"):
         if not storage.exists(path):
             raise UserError(f"recipe {path}: no such file")
-        text, folder = storage.read_text(path), str(Path(path).parent)
+        text, folder = _read(path), str(Path(path).parent)
     elif name in recipe_names():
         path = f"{name}.toml"
         text, folder = (_configs() / path).read_text("utf-8"), None
@@ -288,20 +308,30 @@ def _merge(lower: dict, upper: dict) -> dict:
     return out
 
 
-def _apply(tree: dict, setting: str) -> None:
+def _read(path: str) -> str:
+    try:
+        return storage.read_text(path).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise UserError(f"recipe {path}: not UTF-8 (byte {error.start}): save it as UTF-8") from error
+
+
+def _parse(tree: dict, setting: str) -> dict:
+    """A setting as a tree of its own, to be merged into `tree`."""
     key, equals, text = setting.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise UserError(f"--set {setting}: write it as table.key=value, for example train.learning_rate=1e-3")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        value: Any = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
     for part in parts[:-1]:
-        tree = tree.setdefault(part, {})
+        tree = tree.get(part, {})
         if not isinstance(tree, dict):
             raise UserError(f"--set {setting}: {part} is a value, not a table")
-    tree[parts[-1]] = value
+    for part in reversed(parts):
+        value = {part: value}
+    return value
 
 
 def _validate(tree: dict, origin: str) -> Recipe:
@@ -319,7 +349,8 @@ def _validate(tree: dict, origin: str) -> Recipe:
 
 def _explain(problem: Any) -> str:
     """One line on the first problem: the key, what is wrong, the nearest valid key."""
-    where = [str(part) for part in problem["loc"]]
+    # pydantic calls a wrong key of a dict so.
+    where = [str(part) for part in problem["loc"] if part != "[key]"]
     key = ".".join(where)
     if problem["type"] != "extra_forbidden":
         return f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {problem['input']!r}"
@@ -345,6 +376,10 @@ def _check(recipe: Recipe, origin: str) -> None:
             frontend.f_max > audio.sample_rate / 2,
             f"frontend.f_max: above half of audio.sample_rate ({audio.sample_rate / 2:g} Hz)",
         ),
+        (
+            recipe.clip_samples < (_FEWEST_FRAMES - 1) * frontend.hop_length,
+            f"frontend.hop_length: so long that a clip has fewer than {_FEWEST_FRAMES} frames",
+        ),
         (frontend.win_length > frontend.n_fft, "frontend.win_length: longer than frontend.n_fft"),
         (
             audio.record_seconds < audio.clip_seconds + audio.margin_seconds,
@@ -360,7 +395,6 @@ def _check(recipe: Recipe, origin: str) -> None:
             "train.batch_size: must be a multiple of 8 where augment.mixup_probability is above 0",
         ),
         (recipe.predict.hop_seconds > audio.clip_seconds, "predict.hop_seconds: longer than a clip leaves gaps"),
-        (recipe.predict.head not in recipe.predict.thresholds, "predict.thresholds: none for predict.head"),
         (
             recipe.train.patience > 0 and recipe.folds.validation_fraction == 0,
             "train.patience: needs folds.validation_fraction above 0",

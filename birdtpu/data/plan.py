@@ -50,14 +50,13 @@ def make_plan(
     classes: ClassList,
     clip_seconds: float,
     secondary: str = "positive",
-    timed: str = "ignore",
     weights: Sequence[float] | pd.Series | None = None,
 ) -> pd.DataFrame:
     """The plan, sorted by recording and time; rows and sections are numbered from 0.
 
     A training recording gives the sections of the balance, a held-out one a single section over all its records. Its
     primary label is present; all else is absent but for the secondary labels. Without a primary label, all else is
-    unknown. With `timed="sections"` a recording that has annotations gives, whatever its role, one section for each
+    unknown. A recording that has annotations gives, whatever its role, one section for each
     annotated stretch in place of the above (see `annotated_sections`). A section of which nothing is known has no row.
 
     A section no longer than a record has one row, in the record that holds most of it (of equals, the first), cut at
@@ -65,14 +64,13 @@ def make_plan(
 
     Args:
         recordings: The table beside the shards; rows of the same `recording` count once, as the first of them.
-        annotations: The table beside the shards; unused where `timed` is `"ignore"`.
+        annotations: The table beside the shards, or no row of it.
         records: `record, recording, start_seconds, seconds` of every record in the shards.
         sections: What `balance` made of the training part. A training recording that is not in it is left out.
         roles: `train`, `validation` or `test` a row of `recordings`, in its order.
         classes: Species outside it are left out of targets, but a primary label must be in it.
         clip_seconds: Length of a clip.
         secondary: Secondary labels, where the table has kept them, count as `"positive"`, `"unknown"` or `"negative"`.
-        timed: `"sections"` or `"ignore"`.
         weights: Loss weight a row of `recordings`, in its order; None: 1.
 
     Returns: The columns of `COLUMNS`; `start_seconds` and `end_seconds` count from the record's start.
@@ -82,8 +80,6 @@ def make_plan(
     """
     if secondary not in ("positive", "unknown", "negative"):
         raise UserError(f"labels.secondary = {secondary!r}: give positive, unknown or negative")
-    if timed not in ("ignore", "sections"):
-        raise UserError(f"labels.timed = {timed!r}: give ignore or sections")
     table = recordings.assign(role=np.asarray(roles), weight=1.0 if weights is None else np.asarray(weights, float))
     table = table.drop_duplicates("recording").set_index("recording", drop=False)
     records = records.drop_duplicates("record").sort_values(["recording", "start_seconds"], ignore_index=True)
@@ -92,8 +88,6 @@ def make_plan(
     if len(lost):
         raise UserError(f"plan: the shards lack {len(lost)} of the recordings ({lost[0]}, ...): run prepare again")
 
-    if timed == "ignore":
-        annotations = annotations.iloc[:0]
     boxes = annotated_sections(annotations, ends[table.index], classes)
     weak = table[~table.index.isin(boxes["recording"])]
     train = sections[sections["recording"].isin(weak.index[weak["role"] == "train"])]
@@ -105,7 +99,9 @@ def make_plan(
     joined = joined.join(table[["role", "weight"]], on="recording").sort_values(STRETCH)
     joined = joined[(joined["targets"] != "") | (joined["unknown"] != "*")].reset_index(drop=True)
     if not (joined["role"] == "train").any():
-        raise UserError("plan: no labelled recording is left to train on: look at the filters, the fold, failures.csv")
+        raise UserError(
+            "plan: no labelled recording is left to train on: look at the filters, the fold, labels.timed, failures.csv"
+        )
 
     owner, inside = _over_records(joined, records, clip_seconds)
     plan = joined.drop(columns=["start_seconds", "end_seconds"]).iloc[owner].reset_index(drop=True).join(inside)

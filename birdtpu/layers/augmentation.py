@@ -56,6 +56,8 @@ class PitchTempo:
         rate = ops.minimum(1 + changed * (rate - 1), fastest)
         slack = ops.relu(source_frames - 1 - rate * (frames - 1))
         start = random.uniform(seed, random.stream("crop")) * slack
+        # At its own pace a clip starts on a frame: between two it would be blurred, as no clip is at inference.
+        start = ops.where(rate == 1, ops.floor(start), start)
         return ops.exp(semitones * np.float32(np.log(2) / 12)), start, rate
 
 

@@ -16,7 +16,7 @@ class Decibel(keras.layers.Layer):
     Input shape: `(batch, frames, mels)`, power.
     Output shape: the same, [0, 1].
 
-    Reference: `librosa.power_to_db(top_db=...)` of one example.
+    Reference: `librosa.power_to_db(ref=np.max, amin=0, top_db=...)` of one example; digital silence is 0.
     """
 
     def __init__(self, top_db: float = 80.0, **kwargs: Any) -> None:
@@ -24,8 +24,10 @@ class Decibel(keras.layers.Layer):
         self.top_db = top_db
 
     def call(self, power: Any) -> Any:
-        db = spectral.power_to_db(power, self.top_db)
-        return (db - keras.ops.max(db, axis=(1, 2), keepdims=True)) / self.top_db + 1
+        peak = keras.ops.max(power, axis=(1, 2), keepdims=True)
+        # Of the peak and not of full scale: a quiet recording keeps its whole range. Silence is all 0.
+        db = spectral.power_to_db(power / keras.ops.maximum(peak, 1e-30), self.top_db, 10 ** (-self.top_db / 10))
+        return db / self.top_db + 1
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         return input_shape

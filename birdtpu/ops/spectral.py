@@ -151,9 +151,10 @@ def power_to_db(power: Any, top_db: float, amin: float = 1e-10) -> Any:
     Args:
         power: `(batch, frames, mels)`.
         top_db: Range, dB.
+        amin: The least power that counts.
 
     Returns: `(batch, frames, mels)` dB.
-    Reference: `librosa.power_to_db(power, top_db=top_db)`, example by example.
+    Reference: `librosa.power_to_db(power, amin=amin, top_db=top_db)`, example by example.
     """
     db = (10 / np.log(10)) * ops.log(ops.maximum(power, amin))
     return ops.maximum(db, ops.max(db, axis=(1, 2), keepdims=True) - top_db)

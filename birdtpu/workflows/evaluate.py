@@ -1,5 +1,6 @@
 """Score a run: on the fold it held out, or on any labelled folder."""
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from birdtpu import storage
 from birdtpu.data import plan as planning
 from birdtpu.data import shards, tables
 from birdtpu.errors import UserError
@@ -14,9 +16,11 @@ from birdtpu.evaluation import report
 from birdtpu.evaluation.evaluate import Evaluation, evaluate_recordings, evaluate_rows
 from birdtpu.evaluation.truth import files_of, rows_from_annotations
 from birdtpu.inference import engine
+from birdtpu.inference.outputs.csv import write_failures
 from birdtpu.inference.timeline import row_scores
 from birdtpu.run import Run
-from birdtpu.workflows.predict import Predictor, load
+from birdtpu.species import ClassList
+from birdtpu.workflows.predict import Predictor, load, reason_of
 from birdtpu.workflows.train import Prepared, open_prepared
 
 
@@ -56,7 +60,7 @@ def evaluate(
     recipe = predictor.recipe
     settings = {"thresholds": predictor.thresholds, "draws": recipe.evaluate.bootstrap}
     if by == "recording":
-        known = truth.recordings[truth.recordings["primary_label"].isin(predictor.classes.codes)]
+        known = _of_known_species(truth.recordings, predictor.classes)
         clips = {name: scores.scores for name, scores in scored.items() if name in set(known["recording"])}
         top = recipe.evaluate.top_clips
         found = evaluate_recordings(clips, known, predictor.classes, top_clips=top, **settings)
@@ -64,7 +68,27 @@ def evaluate(
         found = _by_row(predictor, truth, scored, settings)
     if output:
         report.write_report(found, output)
+        write_failures(storage.join(output, "failures.csv"), failures)
     return found, failures
+
+
+def _of_known_species(recordings: pd.DataFrame, classes: ClassList) -> pd.DataFrame:
+    """The recordings whose primary label the model knows; warns of the others.
+
+    Raises: UserError where there is none.
+    """
+    labels = recordings["primary_label"]
+    known = labels.isin(classes.codes)
+    others = sorted(set(labels[~known & (labels != "")]))
+    named = f"{', '.join(others[:5])}{', ...' if len(others) > 5 else ''}"
+    if not known.any() and not others:
+        raise UserError("evaluation by recording: no recording has a primary label; --by row scores timed labels")
+    if not known.any():
+        raise UserError(f"evaluation: none of the species {named} is a class of the model (see its classes.csv)")
+    if others:
+        count = int((~known & (labels != "")).sum())
+        warnings.warn(f"{count} recordings of species that the model does not know are left out: {named}", stacklevel=3)
+    return recordings[known]
 
 
 def held_out(
@@ -111,7 +135,7 @@ def _folder(
     scored, failures = {}, []
     for scores in predictor.score_files(paths):
         if scores.error is not None:
-            failures.append((scores.key, getattr(scores.error, "reason", str(scores.error))))
+            failures.append((paths[scores.key], reason_of(scores.error)))
         else:
             scored[paths[scores.key]] = scores
     return tables.Tables(recordings, annotations, found.species), scored, failures

@@ -1,7 +1,7 @@
 """A trained run on audio files."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -182,13 +182,15 @@ def predict(
 
     predictor = load(run, head)
     names = {path: name for name, path in audio_files(audio)}
+    if submission:
+        _one_file_a_stem(names)
     failures: list[tuple[str, str]] = []
     stems: dict[str, Any] = {}
     limit = predictor.thresholds if threshold is None else threshold
     for scores in tqdm(predictor.score_files(names, channel), total=len(names), unit=" files", disable=None):
         name = names[scores.key]
         if scores.error is not None:
-            failures.append((scores.key, getattr(scores.error, "reason", str(scores.error))))
+            failures.append((name, reason_of(scores.error)))
             continue
         table = predictor.segments(scores, threshold)
         sheets.write_segments(storage.join(output, sheets.output_name(name)), table)
@@ -196,8 +198,7 @@ def predict(
             _plot(predictor, scores, storage.join(output, sheets.output_name(name, ".png")), name, limit, channel)
         if submission:
             stems[Path(name).stem] = (scores.starts_seconds, scores.scores)
-    rows = pd.DataFrame(failures, columns=["path", "reason"])
-    storage.write_text(storage.join(output, "failures.csv"), rows.to_csv(index=False, lineterminator="\n"))
+    sheets.write_failures(storage.join(output, "failures.csv"), failures)
     if submission:
         clip_seconds = predictor.recipe.audio.clip_seconds
         filled = filling.fill_submission(
@@ -205,6 +206,21 @@ def predict(
         )
         filling.write_submission(storage.join(output, "submission.csv"), filled)
     return len(names) - len(failures), failures
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a file could not be scored, in one line without its path."""
+    parts = [getattr(error, "reason", ""), getattr(error, "detail", "")]
+    return ": ".join(part for part in parts if part) or str(error)
+
+
+def _one_file_a_stem(names: Mapping[str, str]) -> None:
+    """A row id names a file by its stem: raises UserError where two files have one."""
+    seen: dict[str, str] = {}
+    for path, name in names.items():
+        other = seen.setdefault(Path(name).stem, path)
+        if other != path:
+            raise UserError(f"--submission: its rows could mean {other} or {path}; predict one of the folders")
 
 
 def _plot(

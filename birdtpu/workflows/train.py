@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +57,13 @@ def train(
     classes, plan, balance_report = make_plan(recipe, prepared, fold)
     info = {"version": __version__, "data": [_absolute(path) for path in folders], "fold": _text(fold)}
     draft = Run(run, recipe, classes, info)
+    # Before anything is written: a backbone or weights that cannot be had end it here.
+    model = _model(draft)
     draft.save()
     planning.save_plan(plan, draft.path("plan.csv"))
     storage.write_text(draft.path("balance.csv"), balance_report.to_csv(index=False, lineterminator="\n"))
     print(planning.plan_report(plan, classes), flush=True)
-    return _fit(draft, plan, prepared)
+    return _fit(draft, model, plan, prepared)
 
 
 def open_prepared(recipe: Recipe, folders: Sequence[str]) -> Prepared:
@@ -113,7 +115,11 @@ def make_plan(
     # A training on everything needs no folds, and a handful of recordings has none; rare species are pinned by them.
     if fold is not None or recipe.folds.split or recipe.folds.rare_at_most:
         recordings = with_folds(recipe, recordings)
-    classes = ClassList.from_csv(recipe.labels.classes) if recipe.labels.classes else tables.class_list(prepared.tables)
+    timed = prepared.tables.annotations.iloc[: None if recipe.labels.timed == "sections" else 0]
+    if recipe.labels.classes:
+        classes = ClassList.from_csv(recipe.labels.classes)
+    else:
+        classes = tables.class_list(replace(prepared.tables, annotations=timed))
     cut = {"validation_fraction": recipe.folds.validation_fraction, "seed": recipe.folds.seed}
     roles = folding.roles(recordings, fold=fold, **cut)
     sections, report = balancing.balance(
@@ -126,7 +132,7 @@ def make_plan(
     weights = tables.rating_weights(recordings) if recipe.labels.weight_by_rating else None
     plan = planning.make_plan(
         recordings,
-        prepared.tables.annotations,
+        timed,
         prepared.records,
         sections=sections,
         roles=roles,
@@ -149,25 +155,32 @@ def with_folds(recipe: Recipe, recordings: pd.DataFrame) -> pd.DataFrame:
     return recordings.assign(fold=folds)
 
 
-def _fit(draft: Run, plan: pd.DataFrame, prepared: Prepared) -> Run:
-    """Model, data, step, loop, weights."""
+def _model(draft: Run) -> Any:
+    """The untrained model: the same weights for the same seed."""
+    import keras
+
+    from birdtpu.models.build import SoundEventModel
+
+    keras.utils.set_random_seed(draft.recipe.train.seed)
+    return SoundEventModel(draft.recipe, len(draft.classes))
+
+
+def _fit(draft: Run, model: Any, plan: pd.DataFrame, prepared: Prepared) -> Run:
+    """Data, step, loop, weights."""
     import keras
 
     from birdtpu.data import order, pipeline
-    from birdtpu.models.build import SoundEventModel
     from birdtpu.training.log import Log
     from birdtpu.training.loop import fit
     from birdtpu.training.step import make_optimizer, make_step
 
     recipe, knobs = draft.recipe, draft.recipe.train
-    keras.utils.set_random_seed(knobs.seed)
     training = plan[plan["role"] == "train"].reset_index(drop=True)
     per_epoch = knobs.steps_per_epoch or order.samples_per_epoch(training) // knobs.batch_size
     if per_epoch == 0:
         count = order.samples_per_epoch(training)
         raise UserError(f"{count} training samples fill no batch of train.batch_size {knobs.batch_size}: lower it")
     steps = per_epoch * knobs.epochs
-    model = SoundEventModel(recipe, len(draft.classes))
     optimizer = make_optimizer(model.network, knobs, steps)
     schedule = optimizer._learning_rate
     step = make_step(model, optimizer, knobs)

@@ -175,13 +175,12 @@ def test_boxes_know_only_what_they_say():
             ("XC9", 1.0, 2.0, "a", "positive"),
         ]
     )
-    plan = plan_of(recordings, annotations=boxes, timed="sections")
+    plan = plan_of(recordings, annotations=boxes)
     assert plan[["start_seconds", "end_seconds", "targets", "unknown"]].values.tolist() == [
         [1, 3, "a", "*"],
         [5, 8, "", "*;b"],
         [0, 9, "b", ""],
     ]
-    assert plan_of(recordings, annotations=boxes)["targets"].tolist() == ["b"]
 
 
 def test_complete_rows_know_everything_and_nocall_is_a_section():
@@ -189,7 +188,7 @@ def test_complete_rows_know_everything_and_nocall_is_a_section():
     rows += [("XC0", 5.0, 10.0, species, "positive") for species in ("c", "a", "out")]
     rows += [("XC0", 5.0, 10.0, "b", "unknown"), ("XC0", 10.0, NAN, "*", "negative")]
     recordings = make_recordings([("", "", 12.0)])
-    plan = plan_of(recordings, annotations=make_annotations(rows), timed="sections", weights=[0.25])
+    plan = plan_of(recordings, annotations=make_annotations(rows), weights=[0.25])
     assert plan[["start_seconds", "end_seconds", "targets", "unknown"]].values.tolist() == [
         [0, 5, "", ""],
         [5, 10, "a;c", "b"],
@@ -203,7 +202,6 @@ def test_annotations_give_held_out_sections_too():
     plan = plan_of(
         make_recordings([("", "", 60.0)] * 2),
         annotations=make_annotations(rows),
-        timed="sections",
         roles=["train", "validation"],
     )
     assert plan["role"].tolist() == ["train", "validation"] and plan["end_seconds"].tolist() == [5, 5]
@@ -216,7 +214,7 @@ def test_annotation_without_time_is_a_warning():
         ("XC0", 3.0, 3.0, "a", "positive"),
     ]
     with pytest.warns(UserWarning, match="2 rows hold no time of their recording, as in XC0"):
-        plan = plan_of(make_recordings([("", "", 60.0)]), annotations=make_annotations(rows), timed="sections")
+        plan = plan_of(make_recordings([("", "", 60.0)]), annotations=make_annotations(rows))
     assert len(plan) == 1
 
 
@@ -320,7 +318,6 @@ def test_copies_of_a_recording_are_one_by_the_first():
     ("rows", "options", "message"),
     [
         ([("a", "", 4.0)], {"secondary": "soft"}, "labels.secondary = 'soft'"),
-        ([("a", "", 4.0)], {"timed": "yes"}, "labels.timed = 'yes'"),
         ([("out", "", 4.0)], {}, "primary label 'out' of XC0 is not in the class list"),
         ([("", "", 4.0)], {}, "no labelled recording is left to train on"),
         ([("a", "", 4.0)], {"roles": ["test"]}, "no labelled recording is left to train on"),
@@ -376,6 +373,6 @@ def test_report_counts_every_species_in_every_role():
 
 def test_report_names_rows_without_a_species():
     rows = make_annotations([("XC0", 0.0, 5.0, "*", "negative"), ("XC0", 5.0, 9.0, "a", "positive")])
-    plan = plan_of(make_recordings([("", "", 12.0)]), annotations=rows, timed="sections")
+    plan = plan_of(make_recordings([("", "", 12.0)]), annotations=rows)
     lines = [line.split() for line in plan_report(plan, CLASSES).splitlines()]
     assert lines[-2:] == [["(none)", "1", "1", "5"], ["all", "1", "2", "9"]]

@@ -21,6 +21,9 @@ def test_pitch_and_tempo_stay_in_their_ranges_and_inside_the_source():
     assert ratio.min() >= low - 1e-6 and ratio.max() <= high + 1e-6
     assert rate.min() >= 0.9 and rate.max() <= 1.2
     assert (start >= 0).all() and (start + rate * 500 <= 600 + 1e-3).all()
+    own_pace = rate == 1
+    assert own_pace.any() and (start[own_pace] == np.floor(start[own_pace])).all()
+    assert (start[~own_pace] != np.floor(start[~own_pace])).any()
     assert abs((ratio == 1).mean() - 0.5) < 0.03 and abs((rate == 1).mean() - 0.5) < 0.03
     assert abs(np.corrcoef(ratio, rate)[0, 1]) < 0.05
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import PurePath, PurePosixPath
 
 import pandas as pd
@@ -44,3 +45,8 @@ def write_segments(path: str | os.PathLike, frame: pd.DataFrame) -> None:
     rounded = frame.astype(dict.fromkeys(floats, "float64")).round(6)
     text = rounded.to_csv(index=False, lineterminator="\n")
     storage.write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_failures(path: str | os.PathLike, failures: Sequence[tuple[str, str]]) -> None:
+    """Write which files could not be used, and why: `path, reason`, empty where all could."""
+    write_segments(path, pd.DataFrame(failures, columns=["path", "reason"]))
