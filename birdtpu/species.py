@@ -16,7 +16,8 @@ class ClassList:
     """The classes of a model, in the order of its outputs.
 
     Args:
-        codes: Unique species codes (eBird's where there is one); always text, also where they look like numbers.
+        codes: Unique species codes (eBird's where there is one); always text, also where they look like numbers, and
+            without space around them.
         scientific_names: One a code, `""` where unknown. Empty: all unknown.
         common_names: One a code, `""` where unknown. Empty: all unknown.
 
@@ -28,7 +29,7 @@ class ClassList:
     common_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "codes", tuple(str(code) for code in self.codes))
+        object.__setattr__(self, "codes", tuple(str(code).strip() for code in self.codes))
         for field in ("scientific_names", "common_names"):
             names = tuple(getattr(self, field)) or ("",) * len(self.codes)
             if len(names) != len(self.codes):
@@ -77,7 +78,7 @@ class ClassList:
     def from_csv(cls, path: str) -> "ClassList":
         """Read what `to_csv` wrote; only the column `code` is needed.
 
-        Raises: UserError where the file is missing, is no UTF-8 text or has no column `code`.
+        Raises: UserError where the file is missing, is no UTF-8 text, has no column `code` or a row without one.
         """
         if not storage.exists(path):
             raise UserError(f"class list {path}: no such file")
@@ -87,6 +88,9 @@ class ClassList:
             raise UserError(f"class list {path}: not UTF-8 text") from error
         if not rows or "code" not in rows[0]:
             raise UserError(f"class list {path}: needs a header with the column 'code' and a row a class")
+        for number, row in enumerate(rows, start=1):
+            if not (row["code"] or "").strip():
+                raise UserError(f"class list {path}: row {number} has no code; give it one, or remove it")
         return cls.from_rows(rows)
 
     @classmethod

@@ -41,6 +41,26 @@ def test_settings_are_toml_and_bare_words_are_text():
     assert load_recipe("birdcall2020", ["frontend.image_size=[]"]).frontend.image_size is None
 
 
+def test_a_whole_number_is_a_number_where_one_with_a_point_is_wanted():
+    recipe = load_recipe("quickstart", ["train.weight_decay=1", "augment.tempo_rates=[1, 2]"])
+    assert recipe.hash == load_recipe("quickstart", ["train.weight_decay=1.0", "augment.tempo_rates=[1.0, 2.0]"]).hash
+
+
+def test_one_threshold_changes_alone(tmp_path):
+    default = load_recipe("base").predict.thresholds
+    assert load_recipe("base", ["predict.thresholds.clipwise=0.3"]).predict.thresholds == {**default, "clipwise": 0.3}
+    path = tmp_path / "mine.toml"
+    path.write_text("[predict.thresholds]\nattention = 0.4\n", "utf-8")
+    mine = load_recipe(str(path), ["predict.thresholds={segmentwise=0.6}"])
+    assert mine.predict.thresholds == {**default, "attention": 0.4, "segmentwise": 0.6}
+
+
+def test_a_table_in_a_setting_changes_only_what_it_names():
+    plain, changed = load_recipe("birdcall2020"), load_recipe("birdcall2020", ["frontend={n_mels=32}"])
+    assert changed.frontend == plain.frontend.model_copy(update={"n_mels": 32})
+    assert plain.frontend != load_recipe("base").frontend
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -60,6 +80,24 @@ def test_settings_are_toml_and_bare_words_are_text():
         ("augment.mixup_probability=1.5", "less than or equal to 1"),
         ("train.learning_rate=nan", "finite"),
         ("predict.hop_seconds=6", "gaps"),
+        ("predict.hop_seconds=1e-5", "predict.hop_seconds: input should be greater than or equal to 0.01"),
+        ("folds.seed=-5", "folds.seed: input should be greater than or equal to 0"),
+        ("train.seed=4294967296", "train.seed: input should be less than 4294967296"),
+        ("frontend.hop_length=1000000", "frontend.hop_length: so long that a clip has fewer than 8 frames"),
+        ("audio.clip_seconds=1e-9", "fewer than 8 frames"),
+        ("train.epochs=true", "train.epochs: input should be a valid integer, not True"),
+        ('train.epochs="7"', "train.epochs: input should be a valid integer, not '7'"),
+        ("train.epochs=7.5", "train.epochs: input should be a valid integer"),
+        ("train.learning_rate=true", "train.learning_rate: input should be a valid number"),
+        ("balance.repeat=1", "balance.repeat: input should be a valid boolean"),
+        ("labels.classes=5", "labels.classes: input should be a valid string"),
+        ("frontend.image_size=[true, 32]", "frontend.image_size.0: input should be a valid integer"),
+        ("frontend.image_size=[64]", "frontend.image_size.1"),
+        (
+            "predict.thresholds.foo=0.5",
+            "predict.thresholds.foo: input should be 'clipwise', 'segmentwise' or 'attention'",
+        ),
+        ("predict.thresholds=0.5", "predict.thresholds"),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_key(setting, message):
@@ -82,6 +120,20 @@ def test_broken_files_are_named(tmp_path, text, message):
     path = tmp_path / "me.toml"
     path.write_text(text, "utf-8")
     with pytest.raises(UserError, match=message):
+        load_recipe(str(path))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path):
+    path = tmp_path / "notepad.toml"
+    path.write_text('extends = "quickstart"\n', "utf-8-sig")
+    assert load_recipe(str(path)).hash == load_recipe("quickstart").hash
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+def test_a_recipe_in_another_encoding_is_named(tmp_path, encoding):
+    path = tmp_path / "me.toml"
+    path.write_text('name = "Gérard"\n', encoding)
+    with pytest.raises(UserError, match=r"me\.toml: not UTF-8 .*save it as UTF-8"):
         load_recipe(str(path))
 
 

@@ -60,7 +60,7 @@ def test_equal_lists_are_equal():
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_csv_round_trip_is_exact(tmp_path, data):
-    codes = data.draw(st.lists(text.filter(bool), min_size=1, max_size=5, unique=True))
+    codes = data.draw(st.lists(text.map(str.strip).filter(bool), min_size=1, max_size=5, unique=True))
     names = st.lists(text, min_size=len(codes), max_size=len(codes))
     classes = ClassList(tuple(codes), tuple(data.draw(names)), tuple(data.draw(names)))
     path = str(tmp_path / "classes.csv")
@@ -73,6 +73,20 @@ def test_only_the_codes_are_needed(tmp_path, content):
     path = tmp_path / "classes.csv"
     path.write_bytes(content.encode())
     assert ClassList.from_csv(str(path)).codes == ("NA", "007")
+
+
+def test_space_around_a_code_is_no_part_of_it(tmp_path):
+    path = tmp_path / "classes.csv"
+    path.write_text("code,common_name\n amerob\nx \u00a0,Wren\n")
+    assert ClassList.from_csv(str(path)).codes == ("amerob", "x")
+
+
+@pytest.mark.parametrize("content", ["scientific_name,code\nA b,x\nTurdus merula\n", "code,common_name\nx,\n ,Wren\n"])
+def test_a_row_without_a_code_is_named(tmp_path, content):
+    path = tmp_path / "classes.csv"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"classes\.csv: row 2 has no code"):
+        ClassList.from_csv(str(path))
 
 
 @pytest.mark.parametrize("content", [b"", b"species\na\n", b"code\n", b"code\n\xff\n"])

@@ -55,7 +55,7 @@ class AudioInfo:
         frames: Samples per channel, as the header claims (a lying header lies here too); where it claims nothing,
             as counted by decoding.
         duration_seconds: `frames / sample_rate`.
-        container: `WAV`, `RIFX`, `RF64`, `W64`, `AIFF`, `CAF`, `FLAC`, `OGG`, `MP3`, `MP4` or `AAC`.
+        container: `WAV`, `RIFX`, `RF64`, `W64`, `AIFF`, `CAF`, `AU`, `FLAC`, `OGG`, `MP3`, `MP4` or `AAC`.
     """
 
     sample_rate: int
@@ -140,7 +140,7 @@ class _LibsndfileSource:
         if self._container.name == "OGG":
             damage = ogg_damage(self._file)
             return [damage] if damage else []
-        if self._container.name in ("FLAC", "MP3") and not self._container.skip:
+        if self._container.name in ("FLAC", "MP3") and not (self._container.skip or self._container.remarks):
             descriptor = self._file.fileno()
             unread = os.fstat(descriptor).st_size - os.lseek(descriptor, 0, os.SEEK_CUR)
             if unread > _UNREAD_BYTES:
@@ -218,8 +218,8 @@ def stream(
 
     Raises:
         AudioError: `unreadable` (missing, not a file, no permission), `empty file`, `not audio`, `malformed`,
-            `unsupported codec`, `no samples`, `constant` (silence too; denormal numbers are silence), `not finite`,
-            `too short`, `too long`, `needs PyAV`.
+            `unsupported container`, `unsupported codec`, `no samples`, `constant` (silence too; denormal numbers are
+            silence), `not finite`, `too short`, `too long`, `needs PyAV`.
     """
     with _open(path) as (source, container):
         mono = _checked(path, source, container, channel, min_seconds, max_seconds)

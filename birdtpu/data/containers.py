@@ -6,7 +6,6 @@ ones are where the faults are (libsndfile 1.2.2: IMA-ADPCM in WAV, CVE-2026-3755
 
 import io
 import os
-import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ class AudioError(UserError):
     Attributes:
         path: The file, as it was asked for.
         reason: `unreadable`, `empty file`, `no samples`, `constant`, `not finite`, `not audio`, `malformed`,
-            `unsupported codec`, `too short`, `too long` or `needs PyAV`.
+            `unsupported container`, `unsupported codec`, `too short`, `too long` or `needs PyAV`.
         detail: What was found, or the way out.
     """
 
@@ -40,7 +39,7 @@ class Container:
     """How to open a file.
 
     Attributes:
-        name: `WAV`, `RIFX`, `RF64`, `W64`, `AIFF`, `CAF`, `FLAC`, `OGG`, `MP3`, `MP4` or `AAC`.
+        name: `WAV`, `RIFX`, `RF64`, `W64`, `AIFF`, `CAF`, `AU`, `FLAC`, `OGG`, `MP3`, `MP4` or `AAC`.
         skip: Where in the file to begin.
         prefix: Bytes that stand in for what is skipped: a mended header.
         counted: Whether a header tells how many frames there are.
@@ -77,16 +76,23 @@ _LAYOUTS = {
 _MAX_CHUNKS = 1000
 # Writers to a pipe do not know the length; each has its own number for that, all near 2^31, 2^32 or -1.
 _UNKNOWN_LENGTHS = (range(0x7FFFF000, 0x80000001), range(0xFFFFF000, 0x100000000), range(-1, 0))
+# Behind the audio, so much is a tag or padding and no more audio; and a chunk so short may be cut.
+_STRAY_BYTES = 512
+_CHUNK_BYTES = 1 << 20
 
 # PCM, MS-ADPCM, float, A-law, mu-law, MPEG layers 1-2 and 3.
 _WAV_CODECS = {0x01, 0x02, 0x03, 0x06, 0x07, 0x50, 0x55}
 _WAV_EXTENSIBLE = 0xFFFE
 _AIFF_CODECS = {b"none", b"twos", b"sowt", b"raw ", b"in24", b"in32", b"fl32", b"fl64", b"alaw", b"ulaw"}
 _CAF_CODECS = {b"lpcm", b"alaw", b"ulaw"}
+# mu-law, PCM of 8 to 32 bits, float of 32 and 64, A-law.
+_AU_CODECS = {1, 2, 3, 4, 5, 6, 7, 27}
+_FOREIGN = {bytes.fromhex("3026b2758e66cf11"): "WMA", bytes.fromhex("1a45dfa3"): "WebM or Matroska"}
 _MIRRORED_BYTES = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _OGG_CODECS = (b"\x01vorbis", b"OpusHead", b"\x7fFLAC")
 
 _MP3_SEARCH_BYTES = 1 << 16
+_MP3_THREE_FRAMES_BYTES = 3 * 2881
 _MP3_KBPS = {  # (MPEG 1?, layer): kbit/s by the header's index
     (True, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
     (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -104,7 +110,7 @@ def identify(file: BinaryIO, path: str | os.PathLike) -> Container:
 
     Raises:
         AudioError: `empty file`, `not audio`, `malformed` (no format or data chunk), `no samples`,
-            `unsupported codec`.
+            `unsupported container`, `unsupported codec`.
     """
     size = file.seek(0, os.SEEK_END)
     if not size:
@@ -117,9 +123,14 @@ def identify(file: BinaryIO, path: str | os.PathLike) -> Container:
         # libsndfile skips tags itself; our own offsets have to count from where it will read.
         if name in _LAYOUTS:
             return _check_chunks(file, path, name, start, size)
+        if name == "AU":
+            return _check_au(file, path, start, size)
         if name == "OGG":
             return _check_ogg(file, path, start)
         return Container(name, counted=name != "AAC")
+    for magic, name in _FOREIGN.items():
+        if head.startswith(magic):
+            raise AudioError(path, "unsupported container", f"{name}; convert it to FLAC or WAV")
     return _find_mp3(file, path, start)
 
 
@@ -128,9 +139,8 @@ def _read(file: BinaryIO, at: int, count: int) -> bytes:
     return file.read(count)
 
 
-def _behind_id3(file: BinaryIO, size: int) -> int:
-    """Where the last of the leading ID3v2 tags ends."""
-    position = 0
+def _behind_id3(file: BinaryIO, size: int, position: int = 0) -> int:
+    """Where the last of the ID3v2 tags that begin at `position` ends."""
     while position < size:
         head = _read(file, position, 10)
         if len(head) < 10 or not head.startswith(b"ID3"):
@@ -150,7 +160,7 @@ def _magic(head: bytes) -> str | None:
         return "W64"
     if head.startswith(b"FORM"):
         return "AIFF" if kind in (b"AIFF", b"AIFC") else None
-    for start, name in ((b"caff", "CAF"), (b"fLaC", "FLAC"), (b"OggS", "OGG")):
+    for start, name in ((b"caff", "CAF"), (b".snd", "AU"), (b"fLaC", "FLAC"), (b"OggS", "OGG")):
         if head.startswith(start):
             return name
     if head[4:8] == b"ftyp":
@@ -177,8 +187,44 @@ def _chunks(file: BinaryIO, layout: _Layout, start: int, size: int) -> Iterator[
         position += -position % layout.alignment
 
 
-def _is_name(name: bytes) -> bool:
-    return re.fullmatch(rb"[A-Za-z_][\w ]{3}", name, re.ASCII) is not None
+def _length_fault(file: BinaryIO, data: int, claimed: int, size: int, layout: _Layout | None) -> tuple[str, bool]:
+    """What is wrong with the claimed bytes of audio, "" if nothing, and whether all that is there is audio."""
+    there = size - data
+    if claimed > there:
+        return f"cut short: the header claims {claimed} bytes of audio, {there} are there", False
+    end = data + claimed
+    behind = _read(file, end, 1 << 12)
+    # Recorders that book a file's place beforehand leave zeros behind the audio.
+    if len(behind) <= _STRAY_BYTES or (claimed and not any(behind)):
+        return "", False
+    # An odd chunk may lack its padding.
+    if layout and any(_is_chunk(file, layout, at, size) for at in (end, end + -end % layout.alignment)):
+        return "", False
+    return f"the header claims {claimed or 'no'} bytes of audio, {there} are there and were taken", True
+
+
+def _is_chunk(file: BinaryIO, layout: _Layout, at: int, size: int) -> bool:
+    """Whether a chunk begins there: a name that can be read, and a length that can be."""
+    head_bytes = layout.name_bytes + struct.calcsize(layout.length)
+    head = _read(file, at, head_bytes)
+    if len(head) < head_bytes or not all(32 <= byte < 127 for byte in head[:4]):
+        return False
+    (length,) = struct.unpack(layout.length, head[layout.name_bytes :])
+    return 0 <= length <= max(_CHUNK_BYTES, size - at)
+
+
+def _mended(file: BinaryIO, path: str | os.PathLike, name: str, data: int, there: int, body: bytes) -> bytes:
+    """What stands before the audio, so that it claims the bytes that are there."""
+    layout, none = _LAYOUTS[name], b"\xff" * 4
+    if name == "RF64" or (name == "WAV" and there >> 32):
+        sizes = struct.pack("<IQQQI", 28, 0, there, 0, 0)
+        form = struct.pack("<I", len(body)) + body
+        return b"RF64" + none + b"WAVEds64" + sizes + b"fmt " + form + b"data" + none
+    length_bytes = struct.calcsize(layout.length)
+    if there >> 8 * length_bytes:
+        raise AudioError(path, "malformed", f"{there} bytes of audio are more than {name} can hold")
+    length = there + (layout.name_bytes + length_bytes if layout.length_covers_head else 0)
+    return _read(file, 0, data - length_bytes) + struct.pack(layout.length, length)
 
 
 def _check_chunks(file: BinaryIO, path: str | os.PathLike, name: str, start: int, size: int) -> Container:
@@ -201,18 +247,30 @@ def _check_chunks(file: BinaryIO, path: str | os.PathLike, name: str, start: int
         claimed = claimed64
     elif any(claimed in lengths for lengths in _UNKNOWN_LENGTHS):
         return Container(name)
-    remarks = []
-    skip, prefix = 0, b""
-    if claimed == 0 and name in ("WAV", "RIFX") and there and not _is_name(_read(file, data, 4)):
-        remarks.append(f"the data chunk claims no bytes, {there} lie behind it and were taken")
-        skip, prefix = data, _read(file, 0, data - 4) + struct.pack(layout.length, there)
-    elif claimed > there:
-        remarks.append(f"cut short: the header claims {claimed} bytes of audio, {there} are there")
+    fault, understated = _length_fault(file, data, max(claimed, 0), size, layout)
+    remarks = [fault] if fault else []
+    skip, prefix = (data, _mended(file, path, name, data, there, body)) if understated else (0, b"")
     if name in ("WAV", "RIFX") and remarks and len(body) >= 14:
         frame_bytes = int.from_bytes(body[12:14], "little" if name == "WAV" else "big")
         if frame_bytes and there % frame_bytes:
             remarks.append("the last sample is incomplete and was dropped")
     return Container(name, skip=skip, prefix=prefix, remarks=tuple(remarks))
+
+
+def _check_au(file: BinaryIO, path: str | os.PathLike, start: int, size: int) -> Container:
+    head = _read(file, start, 24)
+    if len(head) < 24:
+        raise AudioError(path, "malformed", "cut inside the header")
+    offset, claimed, codec = struct.unpack(">3I", head[4:16])
+    if codec not in _AU_CODECS:
+        raise AudioError(path, "unsupported codec", f"{codec} in AU; convert it to PCM or FLAC")
+    data = start + offset
+    if not 24 <= offset <= size - start:
+        raise AudioError(path, "malformed", f"AU whose audio begins at byte {data} of {size}")
+    unknown = 0xFFFFFFFF
+    fault, understated = ("", False) if claimed == unknown else _length_fault(file, data, claimed, size, None)
+    prefix = head[:4] + struct.pack(">II", 24, unknown) + head[12:] if understated else b""
+    return Container("AU", skip=data if understated else 0, prefix=prefix, remarks=(fault,) if fault else ())
 
 
 def _check_codec(path: str | os.PathLike, name: str, file: BinaryIO, start: int, body: bytes) -> None:
@@ -242,9 +300,9 @@ def _check_ogg(file: BinaryIO, path: str | os.PathLike, start: int) -> Container
 
 
 def ogg_damage(file: BinaryIO) -> str:
-    """What the pages' checksums say of an OGG file, "" if all is well.
+    """What the pages of an OGG file tell that the decoder does not, "" if all is well.
 
-    libsndfile drops damaged pages; at either end nothing else would show it.
+    libsndfile drops damaged pages, and reads the first of several streams; at either end nothing else would show it.
     """
     start = _behind_id3(file, file.seek(0, os.SEEK_END))
     file.seek(start)
@@ -260,10 +318,17 @@ def ogg_damage(file: BinaryIO) -> str:
             if whole and _ogg_checksum(unsigned) != int.from_bytes(head[22:26], "little"):
                 damaged += 1
             elif whole and head[5] & 4:
-                return f"{damaged} pages are damaged and were left out" if damaged else ""
+                remarks = [f"{damaged} pages are damaged and were left out"] if damaged else []
+                if (after := pages.read(6)).startswith(b"OggS") and after[5] & 2:
+                    remarks.append(_second_stream(position))
+                return "; ".join(remarks)
     finally:
         pages.detach()
     return f"cut short or damaged at byte {position}: the last page is missing"
+
+
+def _second_stream(at: int) -> str:
+    return f"a second stream follows at byte {at} and was left out: split the file there"
 
 
 def _ogg_checksum(page: bytes) -> int:
@@ -303,22 +368,41 @@ def _mp3_count(head: bytes) -> bytes:
 
 def _find_mp3(file: BinaryIO, path: str | os.PathLike, start: int) -> Container:
     """The first of three MPEG audio frames in a row, within the first bytes."""
-    data = _read(file, start, _MP3_SEARCH_BYTES + 3 * 2881)
+    data = _read(file, start, _MP3_SEARCH_BYTES + _MP3_THREE_FRAMES_BYTES)
     at = data.find(b"\xff")
     while 0 <= at < _MP3_SEARCH_BYTES:
-        position, shared, count = at, None, 0
-        while count < 3 and (frame := _mp3_frame(data[position : position + 4])) and frame[1] == (shared or frame[1]):
-            shared, count = frame[1], count + 1
-            position += frame[0]
-        # A file may end after its second frame.
-        if count == 3 or (count == 2 and position >= len(data)):
+        if _is_mp3(data, at):
             counted = b"Xing" in data[at : at + 200] or b"Info" in data[at : at + 200]
             prefix = b"" if counted else _mp3_count(data[at : at + 4])
-            remarks = (f"{at} bytes before the first MP3 frame were skipped",) if at else ()
+            remarks = [f"{at} bytes before the first MP3 frame were skipped"] if at else []
+            if counted and (second := _second_mp3(file, start + at, data[at : at + 200])):
+                remarks.append(_second_stream(second))
             skip = start + at if at or prefix else 0
-            return Container("MP3", skip=skip, prefix=prefix, counted=counted, remarks=remarks)
+            return Container("MP3", skip=skip, prefix=prefix, counted=counted, remarks=tuple(remarks))
         at = data.find(b"\xff", at + 1)
-    raise AudioError(path, "not audio", "no WAV, FLAC, OGG, MP3, AIFF, CAF, W64 or MP4")
+    raise AudioError(path, "not audio", "no WAV, FLAC, OGG, MP3, AIFF, CAF, W64, AU or MP4")
+
+
+def _is_mp3(data: bytes, at: int) -> bool:
+    position, shared, count = at, None, 0
+    while count < 3 and (frame := _mp3_frame(data[position : position + 4])) and frame[1] == (shared or frame[1]):
+        shared, count = frame[1], count + 1
+        position += frame[0]
+    # A file may end after its second frame.
+    return count == 3 or (count == 2 and position >= len(data))
+
+
+def _second_mp3(file: BinaryIO, start: int, head: bytes) -> int:
+    """Where frames go on behind the bytes that the first frame counts, 0 if nowhere."""
+    tag = max(head.find(b"Xing"), head.find(b"Info"))
+    has, _, length = struct.unpack(">III", head[tag + 4 : tag + 16].ljust(12, b"\0"))
+    if has & 3 != 3:  # frames and bytes
+        return 0
+    end = start + length
+    # ID3v1's tag of 128 bytes closes a file.
+    end += 128 if _read(file, end, 3) == b"TAG" else 0
+    end = _behind_id3(file, file.seek(0, os.SEEK_END), end)
+    return end if _is_mp3(_read(file, end, _MP3_THREE_FRAMES_BYTES), 0) else 0
 
 
 class View(io.RawIOBase):

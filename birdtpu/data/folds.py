@@ -5,8 +5,8 @@ A fold is text. `train`, `validation` and `test` as folds say the role outright,
 ...) is a fold that a run may hold out; `""` is none yet.
 """
 
-import io
 import os
+import unicodedata
 import warnings
 from collections.abc import Mapping
 
@@ -16,6 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from birdtpu import storage
+from birdtpu.data.sources.cells import parse_csv, plain_spaces
 from birdtpu.errors import UserError
 
 ROLES = ("train", "validation", "test")
@@ -116,7 +117,7 @@ def split(recordings: pd.DataFrame, *, parts: Mapping[str, float], seed: int) ->
 
 
 def folds_from_csv(path: str | os.PathLike, recordings: pd.DataFrame) -> pd.Series:
-    """Folds from a CSV with the columns `filename` and `fold`; others are ignored.
+    """Folds from a CSV (as `sources.cells.parse_csv` reads it) with the columns `filename` and `fold`.
 
     A file is found by its whole relative path, else by its bare name where that is unique in the CSV and in the table.
     Rows of files that are not in the table are ignored. A group in more than one fold is a warning: folds given are the
@@ -236,20 +237,17 @@ def _share_out(shares: np.ndarray, most: int) -> np.ndarray:
 
 
 def _tidy(path: str) -> str:
-    return path.strip().replace("\\", "/").removeprefix("./")
+    # A Mac writes é as two characters, Windows writes backslashes, and a spreadsheet spaces that do not break.
+    return plain_spaces(unicodedata.normalize("NFC", path)).strip().replace("\\", "/").removeprefix("./")
 
 
 def _read_folds(path: str | os.PathLike) -> pd.DataFrame:
     if not storage.exists(path):
         raise UserError(f"folds {path}: no such file")
-    try:
-        text = storage.read_text(path).removeprefix("\ufeff")
-        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
-    except (UnicodeDecodeError, pd.errors.EmptyDataError, pd.errors.ParserError) as error:
-        raise UserError(f"folds {path}: not a CSV in UTF-8") from error
-    if not {"filename", "fold"} <= set(table.columns):
+    columns, rows = parse_csv(storage.read_bytes(path), f"folds {path}")
+    if not {"filename", "fold"} <= set(columns):
         raise UserError(f"folds {path}: needs the columns 'filename' and 'fold'")
-    table = table[["filename", "fold"]].assign(filename=table["filename"].map(_tidy), fold=table["fold"].str.strip())
+    table = pd.DataFrame([(_tidy(row["filename"]), row["fold"]) for row in rows], columns=["filename", "fold"])
     table = table[table["fold"] != ""].drop_duplicates()
     twice = table.loc[table["filename"].duplicated(), "filename"]
     if len(twice):

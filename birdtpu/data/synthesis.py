@@ -369,7 +369,7 @@ def synthesize(
     _check(asked, folder)
     folder = Path(folder).resolve()
     summary = folder / "synthesis.json"
-    if summary.exists() and asked.items() <= (made := json.loads(summary.read_text("utf-8"))).items():
+    if asked.items() <= (made := _read_summary(summary)).items():
         return made
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: holds something else already; give a new folder to synthesise into")
@@ -380,6 +380,15 @@ def synthesize(
     partial.replace(folder)
     storage.sync_folder(folder.parent)
     return made
+
+
+def _read_summary(path: Path) -> dict:
+    """What an earlier call returned, empty where none did or the file is damaged."""
+    try:
+        made = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return made if isinstance(made, dict) else {}
 
 
 def _check(asked: dict, folder: str | os.PathLike) -> None:

@@ -26,7 +26,6 @@ RECORDINGS = (
 )
 ANNOTATIONS = ("recording", "path", "start_seconds", "end_seconds", "f_min", "f_max", "species", "state")
 SPECIES: tuple[str, ...] = ("code", "scientific_name", "common_name")
-STATES = ("positive", "negative", "unknown")
 
 _NUMBERS = frozenset((
     "latitude", "longitude", "rating", "duration_seconds", "start_seconds", "end_seconds", "f_min", "f_max",
@@ -50,7 +49,8 @@ class Tables:
         report: What became of the input, as JSON can hold it: `tables` and `layouts` that were read, `skipped` tables
             (they name no file here), `missing` files (named and not there), `unlabelled` files (in no folder of a
             species), `repeated` (how many rows named a recording once more), `pieces` (files that share a xeno-canto
-            number under different names), `dropped` (`secondary_labels` and `recordings` without a code, by name).
+            number under different names), `dropped` (`secondary_labels` and `recordings` without a code, by name),
+            `not_utf8` (audio files left out for their names, with `\\xe9` for a byte that is no text).
     """
 
     recordings: pd.DataFrame
@@ -81,11 +81,12 @@ def read_tables(
     Raises: UserError on a wrong path, a table that cannot be read or lacks a column, a name that fits several files,
         a code that cannot be one, or where no named file is there.
     """
-    sources, skipped = read_sources(AudioFolder(audio), table, layout, taxonomy)
+    folder = AudioFolder(audio)
+    sources, skipped = read_sources(folder, table, layout, taxonomy)
     home = Path(audio).resolve()
     name = data_set or (home.parent.name if home.name in FOCAL_FOLDERS else home.name)
     rows, boxes, names, report = join(sources)
-    report = {**report, "skipped": skipped}
+    report = {**report, "skipped": skipped, "not_utf8": folder.not_utf8}
     for row in rows:
         row["data_set"] = name
     return _tables(rows, boxes, names, report)
@@ -97,12 +98,12 @@ def _tables(rows: list[dict], boxes: list[dict], names: dict[str, tuple[str, str
     for row in boxes:
         if row["species"] != EVERY_OTHER or row["state"] != "negative":
             codes.add(row["species"])
-        if row["state"] not in STATES:
-            raise UserError(f"{table}: the state {row['state']!r} is none of {', '.join(STATES)}")
     codes.discard("")
     for code in sorted(codes):
         if code == EVERY_OTHER or ";" in code or not code.isprintable():
-            raise UserError(f"{table}: {code!r} is no species code; it may not be '*' nor hold ';' or a line end")
+            raise UserError(
+                f"{table}: {code!r} is no species code; it may not be '*' nor hold ';', a line end or the like"
+            )
     recordings = [{**row, "secondary_labels": ";".join(row["secondary_labels"])} for row in rows]
     annotations = _frame(boxes, ANNOTATIONS).drop_duplicates()
     order = ["path", "start_seconds", "end_seconds", "species", "state", "f_min"]
@@ -130,32 +131,60 @@ def _frame(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> pd.DataFra
 def merge_tables(tables: Sequence[Tables]) -> Tables:
     """Several data sets as one.
 
-    A recording (by its `recording`, where that is known) that an earlier data set has goes, with its annotations;
-    `report["in_two_data_sets"]` counts them, the rest of the report is joined.
+    A recording (by its `recording`, where that is known) that an earlier data set has goes; that one takes its labels
+    and annotations. `report["in_two_data_sets"]` counts them, the rest of the report is joined.
 
     Raises: UserError where two data sets have one name and a path in common, or where annotations without `recording`
         name a path that stands in two data sets.
     """
     if not tables:
         raise UserError("no tables to merge")
-    seen: set[str] = set()
-    recordings, annotations, repeated = [], [], 0
-    for part in tables:
-        again = part.recordings["recording"].isin(seen)
-        gone = set(part.recordings.loc[again, "recording"])
-        recordings.append(part.recordings[~again])
-        annotations.append(part.annotations[~part.annotations["recording"].isin(gone)])
-        repeated += int(again.sum())
-        seen |= set(part.recordings["recording"]) - {""}
-    merged = pd.concat(recordings, ignore_index=True)
-    boxes = pd.concat(annotations, ignore_index=True)
+    every = pd.concat([part.recordings for part in tables], ignore_index=True)
+    again = (every["recording"] != "") & every.duplicated("recording")
+    # A row without a recording is its own.
+    merged = unite_labels(every, [name or i for i, name in enumerate(every["recording"])], (~again).tolist())
+    boxes = pd.concat([part.annotations for part in tables], ignore_index=True)
+    paths = dict(zip(merged["recording"], merged["path"], strict=True))
+    moved = [
+        paths.get(name, path) if name else path for name, path in zip(boxes["recording"], boxes["path"], strict=True)
+    ]
+    boxes = boxes.assign(path=pd.Series(moved, dtype=str)).drop_duplicates(ignore_index=True)
     _must_be_clear(merged, boxes)
     names: dict[str, tuple[str, str]] = {}
     for part in tables:
         for code, scientific, common in part.species[list(SPECIES)].itertuples(index=False, name=None):
             names[code] = fill(names.get(code, ("", "")), (scientific, common))
     report = _joined([part.report for part in tables])
-    return Tables(merged, boxes, _species(names, names), {**report, "in_two_data_sets": repeated})
+    return Tables(merged, boxes, _species(names, names), {**report, "in_two_data_sets": int(again.sum())})
+
+
+def unite_labels(recordings: pd.DataFrame, same: Sequence[Any], stays: Sequence[bool]) -> pd.DataFrame:
+    """The rows that stay, each with the labels of the rows of the same recording as secondary ones.
+
+    Else what one of several copies is labelled with would be absent in the one that stays. A row without a primary
+    label takes the first of the others'.
+
+    Args:
+        recordings: The table.
+        same: What recording each row is of.
+        stays: Which rows stay: one a recording, or none.
+    """
+    rows = zip(same, stays, recordings["primary_label"], recordings["secondary_labels"], strict=True)
+    primary: dict[Any, str] = {}
+    labels: dict[Any, dict[str, None]] = {}
+    for name, _, first, others in sorted(rows, key=lambda row: not row[1]):
+        primary[name] = primary.get(name) or first
+        labels.setdefault(name, {}).update(dict.fromkeys([first, *others.split(";")]))
+    kept = [name for name, stay in zip(same, stays, strict=True) if stay]
+    secondary = [";".join(code for code in labels[name] if code not in ("", primary[name])) for name in kept]
+    return (
+        recordings[np.asarray(stays, bool)]
+        .reset_index(drop=True)
+        .assign(
+            primary_label=pd.Series([primary[name] for name in kept], dtype=str),
+            secondary_labels=pd.Series(secondary, dtype=str),
+        )
+    )
 
 
 def _must_be_clear(recordings: pd.DataFrame, annotations: pd.DataFrame) -> None:

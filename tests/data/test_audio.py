@@ -313,7 +313,7 @@ def test_big_endian_wavs_and_odd_chunks_are_good(tone):
 
 
 @pytest.mark.parametrize("form, subtype", [("WAV", "IMA_ADPCM"), ("WAV", "GSM610"), ("AIFF", "IMA_ADPCM"),
-                                           ("W64", "IMA_ADPCM"), ("CAF", "ALAC_16")])  # fmt: skip
+                                           ("W64", "IMA_ADPCM"), ("CAF", "ALAC_16"), ("AU", "G721_32")])  # fmt: skip
 def test_rare_codecs_are_refused_before_a_decoder_sees_them(tone, monkeypatch, form, subtype):
     _, write = tone
     path = write("rare.bin", format=form, subtype=subtype)
@@ -341,6 +341,103 @@ def test_a_header_that_claims_too_little_is_told(tone):
     path.write_bytes(data)
     with pytest.warns(audio.AudioWarning, match="still to come"):
         assert len(audio.read(path, sample_rate=44100)) == 20000
+
+
+LENGTHS = {"WAV": (b"data", "<I"), "AIFF": (b"SSND", ">I"), "CAF": (b"data", ">q"), "AU": (b".snd\0\0\0\x18", ">I")}
+
+
+def _claim(path: Path, form: str, length: int) -> None:
+    mark, layout = LENGTHS[form]
+    data = bytearray(path.read_bytes())
+    struct.pack_into(layout, data, data.index(mark) + len(mark), length)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("form", LENGTHS)
+@pytest.mark.parametrize("claimed", [0, 1000, 1002])
+def test_audio_behind_an_understated_length_is_read_and_told(tone, form, claimed):
+    samples, write = tone
+    path = write("short.bin", format=form, subtype="PCM_16")
+    whole = audio.read(path, sample_rate=44100)
+    _claim(path, form, claimed)
+    with pytest.warns(audio.AudioWarning, match=f"claims {claimed or 'no'} bytes of audio, 1764.. are there") as caught:
+        assert np.array_equal(audio.read(path, sample_rate=44100), whole)
+    assert len(caught) == 1 and len(whole) == len(samples)
+    assert audio.probe(path).frames == len(samples)
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        b"LIST" + struct.pack("<I", 2000) + bytes(range(200)) * 10,
+        b"id3 " + struct.pack("<I", 9000) + b"\1" * 2000,  # cut short
+        b"TAG" + b"name".ljust(125, b"\1"),
+        bytes(100_000),
+    ],
+    ids=["chunk", "cut chunk", "tag", "zeros"],
+)
+def test_what_is_no_audio_behind_the_audio_is_left(tone, behind):
+    samples, write = tone
+    path = write("tagged.wav")
+    path.write_bytes(path.read_bytes() + behind)
+    assert len(audio.read(path, sample_rate=44100)) == len(samples)
+
+
+def test_an_rf64_that_claims_too_little_is_read_and_told(tone):
+    samples, write = tone
+    path = write("short.rf64", format="RF64", subtype="PCM_24")
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<Q", data, data.index(b"ds64") + 16, 3000)
+    path.write_bytes(data)
+    with pytest.warns(audio.AudioWarning, match="claims 3000 bytes"):
+        assert len(audio.read(path, sample_rate=44100)) == len(samples)
+
+
+def test_a_wav_whose_length_wrapped_at_4_gib_is_whole(tone):
+    _, write = tone
+    path = write("day.wav")
+    there = (1 << 32) + 32000
+    _claim(path, "WAV", 32000)
+    os.truncate(path, 44 + there)
+    assert audio.probe(path).frames == there // 2
+
+
+def test_joined_files_are_told_of(tone, tmp_path):
+    samples, write = tone
+    for name in ("a.ogg", "a.mp3"):
+        data = write(name).read_bytes()
+        path = tmp_path / f"joined_{name}"
+        tag = b"TAG" + bytes(125) + b"ID3\4\0\0\0\0\0\x0a" + bytes(10) if name == "a.mp3" else b""
+        for between in {b"", tag}:
+            path.write_bytes(data + between + data)
+            at = len(data + between)
+            with pytest.warns(audio.AudioWarning, match=f"second stream follows at byte {at} and was left out"):
+                assert len(audio.read(path, sample_rate=44100)) == len(samples)
+
+
+def test_au_files_are_read(tone):
+    samples, write = tone
+    for subtype in ("PCM_16", "PCM_24", "FLOAT", "ULAW"):
+        path = write("a.au", format="AU", subtype=subtype)
+        assert audio.probe(path).container == "AU"
+        read = audio.read(path, sample_rate=44100)
+        assert len(read) == len(samples) and np.abs(read - samples).max() < 0.02
+    _claim(path, "AU", 0xFFFFFFFF)  # of a writer to a pipe
+    assert len(audio.read(path, sample_rate=44100)) == len(samples)
+    _claim(path, "AU", 100_000)
+    with pytest.warns(audio.AudioWarning, match="cut short: the header claims 100000 bytes"):
+        assert len(audio.read(path, sample_rate=44100)) == len(samples)
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(audio.AudioError, match="malformed"):
+        audio.read(path, sample_rate=44100)
+
+
+@pytest.mark.parametrize("magic", ["3026b2758e66cf11a6d900aa0062ce6c", "1a45dfa39f4286810142f7810142f281"])
+def test_containers_that_nothing_here_reads_are_named(tmp_path, magic):
+    (tmp_path / "a.bin").write_bytes(bytes.fromhex(magic) + bytes(100))
+    with pytest.raises(audio.AudioError, match=r"W.*; convert it to FLAC or WAV") as caught:
+        audio.read(tmp_path / "a.bin", sample_rate=RATE)
+    assert caught.value.reason == "unsupported container"
 
 
 def test_streaming_memory_does_not_grow_with_the_file(tone):
@@ -377,7 +474,7 @@ warnings.simplefilter("ignore")
 wholes = []
 for samples, rate in mutations.excerpts(Path(sys.argv[2]), 2, 0):
     for form in [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAV", "MS_ADPCM"), ("OGG", "VORBIS"), ("FLAC", "PCM_16"),
-                 ("MP3", "MPEG_LAYER_III"), ("AIFF", "PCM_16"), ("CAF", "PCM_16"), ("W64", "PCM_16")]:
+                 ("MP3", "MPEG_LAYER_III"), ("AIFF", "PCM_16"), ("CAF", "PCM_16"), ("W64", "PCM_16"), ("AU", "PCM_16")]:
         wholes.append(mutations.encode(samples, rate, *form))
 for seed in range(200):
     rng = random.Random(seed)

@@ -192,9 +192,9 @@ def test_shares_that_are_none_are_refused(parts):
 
 @pytest.fixture
 def csv(tmp_path):
-    def write(text):
+    def write(text, encoding="utf-8"):
         path = tmp_path / "folds.csv"
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding=encoding)
         return path
 
     return write
@@ -206,6 +206,24 @@ def test_folds_are_read_by_path_then_by_unique_name(csv):
     assert folds_from_csv(path, table).tolist() == ["2", "NA", "1"]
 
 
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("filename;fold\na/Gérard.ogg;0\na/1.ogg;1\n", "utf-8"),
+        ("filename, fold\na/Gérard.ogg, 0\na/1.ogg, 1\n", "utf-8"),
+        ("Filename,Fold\na/Gérard.ogg,0\na/1.ogg,1\n", "cp1252"),
+        ("filename,fold\na/Gérard.ogg,0\na/1.ogg,1\n", "utf-16"),
+        ("filename,fold\na/Gérard.ogg,0,\na/1.ogg,1,\n", "utf-8"),
+        ("filename,fold\na/Ge\u0301rard.ogg,0\na/1.ogg,1\n", "utf-8"),
+    ],
+    ids=["semicolons", "spaces", "capitals in cp1252", "utf-16", "trailing commas", "a Mac's é"],
+)
+@pytest.mark.parametrize("name", ["a/Gérard.ogg", "a/Ge\u0301rard.ogg"])
+def test_folds_are_read_as_programs_save_them(csv, text, encoding, name):
+    table = singles(a=2).assign(path=[name, "a/1.ogg"])
+    assert folds_from_csv(csv(text, encoding), table).tolist() == ["0", "1"]
+
+
 def test_bare_name_of_two_files_finds_neither(csv):
     table = singles(a=3).assign(path=["a/0.ogg", "b/0.ogg", "c/1.ogg"])
     with pytest.raises(UserError, match=r"none for 2 of 3 recordings \(a/0.ogg, b/0.ogg\)"):
@@ -215,7 +233,8 @@ def test_bare_name_of_two_files_finds_neither(csv):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "not a CSV"),
+        ("", "the table is empty"),
+        ("filename,fold\na/0.ogg,1,x\n", "row 1 has 3 cells"),
         ("file,fold\na/0.ogg,1\n", "needs the columns"),
         ("filename,fold\na/0.ogg,1\na/0.ogg,2\n", "a/0.ogg has two folds"),
         ("filename,fold\na/0.ogg,\n", "none for 1 of 1"),

@@ -495,6 +495,9 @@ def test_duplicates_are_kept_once_and_listed(folder, tmp_path, inline):
     ]
     tables = load_tables(str(tmp_path / "out"))
     assert tables.annotations[["recording", "path"]].values.tolist() == [["XC1", "owl/XC1.wav"]]
+    labels = tables.recordings.set_index("path")[["primary_label", "secondary_labels"]]
+    assert labels.loc[["owl/XC1.wav", "owl/XC2.wav", "owl/twin.flac"]].values.tolist() == [["owl", "wren"]] * 3
+    assert labels["secondary_labels"].value_counts().to_dict() == {"": 7, "wren": 3}
     assert run(folder, tmp_path / "out", tables_of(folder, annotations=boxes)).reused == 13
     # Without its original, a duplicate is a recording of its own.
     (folder / "owl" / "twin.flac").unlink()
@@ -502,6 +505,18 @@ def test_duplicates_are_kept_once_and_listed(folder, tmp_path, inline):
     run(folder, tmp_path / "fresh")
     assert "wren/note 0.flac" in set(load_tables(str(tmp_path / "out")).recordings["path"])
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "fresh")
+
+
+def test_a_duplicate_gives_its_original_all_its_labels(tmp_path, inline):
+    for name in ("a/1.wav", "b/1.wav", "c/1.wav", "d/2.wav"):
+        write(tmp_path / "audio" / name, int(name[2]), 0.6)
+    (tmp_path / "audio" / "c" / "1.wav").write_bytes(b"")
+    tables = tables_of(tmp_path / "audio")
+    tables.recordings["primary_label"] = ["", "b", "c", "d"]
+    tables.recordings["secondary_labels"] = ["x", "y;x", "z", "x"]
+    run(tmp_path / "audio", tmp_path / "out", tables)
+    found = load_tables(str(tmp_path / "out")).recordings[["path", "primary_label", "secondary_labels"]]
+    assert found.values.tolist() == [["a/1.wav", "b", "x;y"], ["d/2.wav", "d", "x"]]
 
 
 def test_an_id_made_of_the_audio_does_not_depend_on_the_container_or_the_records(tmp_path, inline):

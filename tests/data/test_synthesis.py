@@ -152,6 +152,13 @@ def test_other_content_is_never_overwritten(world, tmp_path):
     assert contents(tmp_path) == {"mine.txt": b"mine"}
 
 
+@pytest.mark.parametrize("damage", ["", "[]", "{", "\udcff"])
+def test_a_folder_whose_summary_is_damaged_holds_something_else(tmp_path, damage):
+    (tmp_path / "synthesis.json").write_bytes(damage.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match="holds something else already; give a new folder"):
+        synthesis.synthesize(tmp_path, **SMALL)
+
+
 @pytest.mark.parametrize("wrong", [{"species": 1}, {"recordings": 0}, {"sample_rate": 8000}, {"seed": -1}])
 def test_arguments_out_of_range_are_named(tmp_path, wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):

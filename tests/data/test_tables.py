@@ -226,6 +226,20 @@ def test_rfcx_boxes_say_yes_or_no_and_nothing_else(tmp_path, table):
     assert len(tables.recordings) == 3
 
 
+def test_an_rfcx_species_is_a_whole_number(tmp_path):
+    text = "recording_id,species_id,songtype_id,t_min,f_min,t_max,f_max\n1,{},1,0,100,2,900\n"
+    assert codes(read_tables(*tree(tmp_path, text.format("3.0"), "1.flac"))) == ("s3",)
+    for wrong in ("", "3.5", "wren"):
+        with pytest.raises(UserError, match=f"labels.csv: row 1: the species_id '{wrong}' is no whole number"):
+            read_tables(*tree(tmp_path, text.format(wrong), "1.flac"))
+
+
+def test_a_soundscapes_row_is_of_its_own_site(tmp_path):
+    text = "row_id,site,audio_id,seconds,birds\n7_COR_5,COR,7,5,a\n7_SSW_5,SSW,7,5,b\n"
+    tables = read_tables(*tree(tmp_path, text, "7_COR_20190904.ogg"))
+    assert codes(tables) == ("a",) and tables.report["missing"] == ["7_SSW"]
+
+
 def test_xeno_canto_pages_take_codes_from_a_taxonomy(tmp_path):
     files = ("UK/XC900701-pond 1, early.mp3", "elsewhere/XC900702.ogg", "XC900703.mp3")
     root = competition(tmp_path, "xeno-canto", *files)
@@ -249,6 +263,26 @@ def test_xeno_canto_without_a_taxonomy_uses_the_scientific_name(tmp_path):
         assert tables.recordings["primary_label"][0] == "turdus_merula"
         assert tables.recordings["secondary_labels"][0] == "passer_domesticus;gavia_ignota"
     assert rows(tables.species, *module.SPECIES)[2] == ("turdus_merula", "Turdus merula", "Common Blackbird")
+
+
+def test_xeno_canto_drops_and_counts_what_has_no_name(tmp_path):
+    root = competition(tmp_path, "xeno-canto", "XC900701.mp3", "XC900702.mp3", "XC5.mp3")
+    page = Path(root, "page_2.json")
+    found = json.loads(page.read_text())["recordings"]
+    found += [{"id": "5", "gen": "Turdus", "sp": ""}, {"id": "6", "sp": "merula"}, {"gen": "Turdus", "sp": "merula"}]
+    page.write_text(json.dumps({"recordings": found}))
+    Path(root, "page_3.json").write_text('{"recordings": []}')
+    Path(root, "page_4.json").write_text('{"recordings": [{"id": "7"}]}')
+    for table in (None, root):
+        tables = read_tables(root, table)
+        assert list(tables.recordings["recording"]) == ["XC900701", "XC900702"]
+        assert tables.report["dropped"]["recordings"] == {
+            "Mystery mystery": 1,
+            "XC5 without a species": 1,
+            "XC6 without a species": 1,
+            "XC7 without a species": 1,
+            "a recording without an id": 1,
+        }
 
 
 def test_xeno_canto_as_csv_reads_like_its_json(tmp_path):
@@ -277,6 +311,24 @@ def test_species_folders_need_no_table(tmp_path):
     taxonomy = tmp_path / "taxonomy.csv"
     taxonomy.write_text("code,scientific_name\neurbla,Turdus merula\n")
     assert codes(read_tables(root, taxonomy=str(taxonomy))) == ("123", "NA", "eurbla")
+
+
+def test_species_folders_that_lie_deeper_are_remarked(tmp_path):
+    root = touch(tmp_path / "mine", "2023/siteA/robin/1.wav", "2023/siteB/wren/2.wav")
+    with pytest.warns(UserWarning, match="the folder '2023' is taken for the only species"):
+        assert codes(read_tables(root)) == ("2023",)
+    assert codes(read_tables(f"{root}/2023")) == ("siteA", "siteB")
+    assert codes(read_tables(touch(tmp_path / "one", "wren/1.wav", "wren/2023/2.wav"))) == ("wren",)
+
+
+def test_files_whose_names_are_no_text_are_reported(tmp_path):
+    try:
+        touch(tmp_path / "mine", "wren/1.wav", "wren/caf\udce9.wav")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names alone")
+    tables = read_tables(str(tmp_path / "mine"))
+    assert tables.report["not_utf8"] == ["wren/caf\\xe9.wav"] and len(tables.recordings) == 1
+    assert json.loads(json.dumps(tables.report)) == tables.report
 
 
 @pytest.mark.parametrize(
@@ -310,17 +362,58 @@ def test_timed_rows_of_a_plain_csv_are_boxes(tmp_path):
     assert rows(tables.recordings, "path", "primary_label") == [("1.wav", "")]
 
 
-@pytest.mark.parametrize("none", ["nocall", ""])
-def test_a_timed_csv_that_says_nocall_is_complete(tmp_path, none):
+@pytest.mark.parametrize(("none", "layout"), [("nocall", None), ("nocall", "soundscapes2026"), ("", "soundscapes2026")])
+def test_a_timed_csv_that_says_nocall_is_complete(tmp_path, none, layout):
     text = f"filename,start,end,label\n1.wav,0,5,wren;robin\n1.wav,5,10,{none}\n"
-    for layout in (None, "soundscapes2026"):
-        tables = read_tables(*tree(tmp_path, text, "1.wav"), layout=layout)
-        assert rows(tables.annotations, "start_seconds", "species", "state") == [
-            (0.0, "*", "negative"),
-            (0.0, "robin", "positive"),
-            (0.0, "wren", "positive"),
-            (5.0, "*", "negative"),
-        ]
+    tables = read_tables(*tree(tmp_path, text, "1.wav"), layout=layout)
+    assert rows(tables.annotations, "start_seconds", "species", "state") == [
+        (0.0, "*", "negative"),
+        (0.0, "robin", "positive"),
+        (0.0, "wren", "positive"),
+        (5.0, "*", "negative"),
+    ]
+
+
+def test_a_complete_stretch_keeps_the_bands_and_names_of_its_boxes(tmp_path):
+    text = "filename,start,end,label,low_hz,scientific_name\n1.wav,0,5,wren,2000,Nannus\n1.wav,5,10,nocall,,\n"
+    tables = read_tables(*tree(tmp_path, text, "1.wav"))
+    assert rows(tables.annotations.fillna(-1.0), "start_seconds", "species", "f_min") == [
+        (0.0, "*", -1.0),
+        (0.0, "wren", 2000.0),
+        (5.0, "*", -1.0),
+    ]
+    assert rows(tables.species, *module.SPECIES) == [("wren", "Nannus", "")]
+
+
+def test_states_say_what_they_say_beside_a_nocall(tmp_path):
+    text = (
+        "filename,start,end,primary_label,state\n1.wav,0,5,wren,negative\n1.wav,5,9,robin,unknown\n"
+        "1.wav,9,12,owl,Positive\n2.wav,0,5,nocall,positive\n2.wav,5,9,nocall,negative\n"
+    )
+    tables = read_tables(*tree(tmp_path, text, "1.wav", "2.wav"))
+    assert rows(tables.annotations, "path", "start_seconds", "species", "state") == [
+        ("1.wav", 0.0, "wren", "negative"),
+        ("1.wav", 5.0, "robin", "unknown"),
+        ("1.wav", 9.0, "owl", "positive"),
+        ("2.wav", 0.0, "*", "negative"),
+    ]
+
+
+@pytest.mark.parametrize("label", ["label", "primary_label"])
+def test_a_state_without_times_is_about_the_whole_file(tmp_path, label):
+    tables = read_tables(
+        *tree(tmp_path, f"filename,{label},state\n1.wav,wren,negative\n2.wav,owl,\n", "1.wav", "2.wav")
+    )
+    assert rows(tables.annotations.fillna(-1.0), "path", "start_seconds", "end_seconds", "species", "state") == [
+        ("1.wav", 0.0, -1.0, "wren", "negative"),
+        ("2.wav", 0.0, -1.0, "owl", "positive"),
+    ]
+    assert set(tables.recordings["primary_label"]) == {""}
+
+
+def test_columns_of_states_and_ends_that_are_empty_say_nothing(tmp_path):
+    tables = read_tables(*tree(tmp_path, "filename,label,state,offset\n1.wav,wren,,\n", "1.wav"))
+    assert list(tables.recordings["primary_label"]) == ["wren"] and len(tables.annotations) == 0
 
 
 def test_a_layout_by_name_makes_timed_rows_complete(tmp_path):
@@ -329,8 +422,15 @@ def test_a_layout_by_name_makes_timed_rows_complete(tmp_path):
     assert list(read_tables(audio, table, layout="soundscapes2026").annotations["species"]) == ["*", "wren"]
 
 
-def test_our_own_annotations_read_back_as_a_table(tmp_path):
-    root = competition(tmp_path, "rfcx", *(f"train/{name}.flac" for name in ("003bec244", "006ab765f", "00204008d")))
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("rfcx", [f"train/{name}.flac" for name in ("003bec244", "006ab765f", "00204008d")]),
+        ("birdclef2026", ["train_soundscapes/BC2026_Train_0001_S08_20250606_030007.ogg"]),
+    ],
+)
+def test_our_own_annotations_read_back_as_a_table(tmp_path, name, files):
+    root = competition(tmp_path, name, *files)
     tables = read_tables(root)
     write_tables(str(tmp_path / "out"), tables)
     again = read_tables(root, str(tmp_path / "out" / "annotations.csv"))
@@ -368,6 +468,17 @@ def test_files_that_are_not_there_are_named(tmp_path):
     assert codes(tables) == ("x",)
 
 
+@pytest.mark.parametrize("times", [("", ""), (",start,end", ",0,5")])
+def test_labels_of_another_site_go_to_no_file(tmp_path, times):
+    text = f"filename,label{times[0]}\nsiteA/Data/1.WAV,owl{times[1]}\nsiteB/Data/1.WAV,wren{times[1]}\n"
+    tables = read_tables(*tree(tmp_path, text, "siteB/Data/1.WAV"))
+    assert codes(tables) == ("wren",) and list(tables.recordings["secondary_labels"]) == [""]
+    assert tables.report["missing"] == ["siteA/Data/1.WAV"]
+    text = "filename,label\nE:\\card\\siteA\\1.WAV,owl\nE:\\card\\siteB\\1.WAV,wren\n"
+    tables = read_tables(*tree(tmp_path, text, "siteB/1.WAV"))
+    assert codes(tables) == ("wren",) and tables.report["missing"] == ["E:\\card\\siteA\\1.WAV"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -388,7 +499,13 @@ def test_files_that_are_not_there_are_named(tmp_path):
         ("filename,start,end,label\n1.wav,5,5,x\n", "row 1: start '5' and end '5' hold no stretch"),
         ("filename,start,end,label\n1.wav,5,,x\n", "row 1: start '5' and end 'none'"),
         ("filename,start,end,label\n1.wav,soon,later,x\n", "row 1: 'soon' is no time"),
-        ("filename,start,end,label,state\n1.wav,0,5,x,maybe\n", "state 'maybe' is none of positive"),
+        ("filename,start,end,label,state\n1.wav,0,5,x,maybe\n", "row 1: the state 'maybe' is none of positive"),
+        ("filename,label,state\n1.wav,x,Texas\n", "row 1: the state 'Texas' is none of positive"),
+        ("filename,start,end,label\n1.wav,0,5,x\n1.wav,5,9,\n", "row 2: has no label; write nocall"),
+        ("filename,end,label\n1.wav,3,x\n", "has the column end and none for the start"),
+        ("row_id,file_id,bird,end_time\n1_x_5,1,x,5\n", "a submission table .*, it holds no labels"),
+        ("row_id,seconds,birds\n5,5,x\n", "row 1: names no file"),
+        ("filename,label\n1.wav,x\u2028y\n", "is no species code"),
         ("row_id,seconds,birds\n1_5,3,x\n", "row 1: no 5 s end at 3 s"),
         ("filename,label\n1.wav,x\x00y\n", "no text table"),
         (b"PK\x03\x04\x14\x00\x06\x00", "saved as CSV"),
@@ -412,7 +529,8 @@ def test_a_western_table_reads(tmp_path):
     [
         ("{", "no JSON"),
         ('{"error": "key"}', "no list 'recordings'"),
-        ('{"recordings": [{"id": "1"}]}', "without id, gen or sp"),
+        ('{"recordings": [{"id": "1"}]}', "no recording of a known species .XC1 without a species"),
+        ('{"recordings": ["1"]}', "'1' is no recording"),
         ('{"recordings": []}', "no recordings"),
     ],
 )
@@ -420,6 +538,13 @@ def test_a_bad_page_is_named(tmp_path, text, message):
     audio, table = tree(tmp_path, text, "1.wav", name="page.json")
     with pytest.raises(UserError, match=f"page.json: .*{message}"):
         read_tables(audio, table)
+
+
+def test_own_pages_that_are_all_empty_are_named(tmp_path):
+    root = touch(tmp_path / "mine", "XC1.wav")
+    Path(root, "page.json").write_text('{"recordings": []}')
+    with pytest.raises(UserError, match=r"page\.json: no recordings"):
+        read_tables(root)
 
 
 def test_wrong_paths_are_named(tmp_path):
@@ -488,6 +613,21 @@ def test_a_recording_in_two_data_sets_is_kept_once(tmp_path):
     assert_same(merge_tables([first]), first)
 
 
+def test_a_recording_in_two_data_sets_has_the_labels_of_both(tmp_path):
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    text = "filename,label\nXC1.wav,a;b\nXC2.wav,a\nXC3.wav,nocall\n"
+    one = read_tables(*tree(tmp_path / "a", text, "XC1.wav", "XC2.wav", "XC3.wav"), data_set="one")
+    text = "filename,label\nx/XC1.ogg,c;a\nx/XC2.ogg,a\nx/XC3.ogg,d;b\n"
+    two = read_tables(*tree(tmp_path / "b", text, "x/XC1.ogg", "x/XC2.ogg", "x/XC3.ogg"), data_set="two")
+    merged = merge_tables([one, two])
+    assert rows(merged.recordings, "path", "primary_label", "secondary_labels") == [
+        ("XC1.wav", "a", "b;c"),
+        ("XC2.wav", "a", ""),
+        ("XC3.wav", "d", "b"),
+    ]
+    assert merged.report["in_two_data_sets"] == 3 and codes(merged) == ("a", "d")
+
+
 def test_merged_annotations_keep_their_recording(tmp_path):
     text = "filename,start,end,label\nXC1.wav,0,5,x\nown.wav,0,5,x\n"
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
@@ -498,6 +638,7 @@ def test_merged_annotations_keep_their_recording(tmp_path):
     assert rows(merged.annotations, "recording", "path", "species") == [
         ("XC1", "XC1.wav", "x"),
         ("", "own.wav", "x"),
+        ("XC1", "XC1.wav", "y"),
         ("", "field.wav", "x"),
     ]
     with pytest.raises(UserError, match="two data sets are named 'one'"):

@@ -127,11 +127,19 @@ def test_a_stem_with_a_number_at_its_end_is_not_cut(tmp_path):
     assert list(got.birds) == ["amerob 123", "nocall"]
 
 
+def test_commas_at_the_ends_of_rows_shift_nothing(tmp_path):
+    got = fill(tmp_path, "row_id,birds\nx_5,nocall,\n\nx_10,nocall,\n", ["x"])
+    assert got.to_dict("list") == {"row_id": ["x_5", "x_10"], "birds": ["amerob 123", "nocall"]}
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
+        ("row_id,birds\nx_5,a\nx_10,a,b\n", r"sample\.csv: row 2 \(x_10\) has 3 cells, the header 2"),
+        ("row_id,birds\nx_5\n", r"row 1 \(x_5\) has 1 cells"),
+        ('row_id,birds\nx_5,"a\n', "not a CSV"),
         ("id,birds\na,b\n", "its columns must be"),
-        ("", "not a CSV"),
+        ("", "no row"),
         ("row_id,birds\n", "no row"),
         ("row_id,x,y\na_5,0,0\n", "knows none of its species"),
     ],

@@ -11,7 +11,7 @@ import pandas as pd
 from birdtpu.data import shards
 from birdtpu.data.preparing.decoding import record_id, stretch_samples
 from birdtpu.data.preparing.journal import Entry, Input, check_settings, file_size, with_pieces
-from birdtpu.data.tables import Tables, write_tables
+from birdtpu.data.tables import Tables, unite_labels, write_tables
 
 _WARNING_MARK = " | "
 
@@ -52,7 +52,7 @@ def most_samples(settings: Mapping[str, Any]) -> int:
 def fill(tables: Tables, entries: Mapping[Input, Entry], sample_rate: int) -> tuple[Tables, int]:
     """The tables of the recordings that are there, ids and durations filled in; and the number of lost annotations.
 
-    What is annotated in a duplicate becomes an annotation of its original.
+    A duplicate's labels become secondary ones of its original, and its annotations the original's.
     """
     by_key = {item.key: (item, entry) for item, entry in entries.items()}
     by_path, by_id = {}, {}
@@ -60,18 +60,21 @@ def fill(tables: Tables, entries: Mapping[Input, Entry], sample_rate: int) -> tu
         if not entry.reason:
             by_path[item.path] = by_id[item.recording] = by_key[entry.original or item.key]
     rows = tables.recordings.sort_values(["data_set", "path"])
-    found = [by_key[f"{row.data_set}/{row.path}"][1] for row in rows.itertuples()]
+    keys = [f"{data_set}/{path}" for data_set, path in zip(rows["data_set"], rows["path"], strict=True)]
+    found = [by_key[key][1] for key in keys]
     rows = rows.assign(
         recording=[entry.recording for entry in found],
         duration_seconds=[entry.samples / sample_rate for entry in found],
-    ).loc[np.array([entry.outcome == "ok" for entry in found])]
+    )
+    originals = [entry.original or key for key, entry in zip(keys, found, strict=True)]
+    rows = unite_labels(rows, originals, [entry.outcome == "ok" for entry in found])
     boxes = tables.annotations
     owners = [by_id.get(row.recording) if row.recording else by_path.get(row.path) for row in boxes.itertuples()]
     boxes = boxes.assign(
         recording=[owner[1].recording if owner else "" for owner in owners],
         path=[owner[0].path if owner else "" for owner in owners],
     ).loc[np.array([owner is not None for owner in owners], bool)]
-    filled = Tables(rows.reset_index(drop=True), boxes.drop_duplicates(ignore_index=True), tables.species)
+    filled = Tables(rows, boxes.drop_duplicates(ignore_index=True), tables.species)
     return filled, owners.count(None)
 
 

@@ -15,6 +15,7 @@ Row = dict[str, str]
 
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
 _CLOCK = re.compile(r"(?:(\d+):)?(\d{1,3}):(\d{1,2}(?:[.,]\d+)?)")
+_QUOTED = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")(\s+(?=['"]))?""", re.DOTALL)
 _DATE = re.compile(r"(\d{4})[-/](\d{1,2})[-/](\d{1,2})")
 
 
@@ -23,7 +24,7 @@ def parse_csv(data: bytes, source: str) -> tuple[list[str], list[Row]]:
 
     Encoding is UTF-8 (with or without a mark), UTF-16 with a mark, else Windows' western one; the delimiter is the
     one of `, ; tab |` that cuts the header into most columns. Column names come back as `lower_case_words`; cells
-    are stripped text, never converted.
+    are stripped text with plain spaces, never converted.
 
     Args:
         data: The whole file.
@@ -31,7 +32,7 @@ def parse_csv(data: bytes, source: str) -> tuple[list[str], list[Row]]:
 
     Raises: UserError where it is no text, has no header, repeats a column, or a row has more cells than the header.
     """
-    text = _decode(data, source)
+    text = plain_spaces(_decode(data, source))
     header = next((line for line in text.splitlines() if line.strip()), "")
     delimiter = max(",;\t|", key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -66,6 +67,11 @@ def _decode(data: bytes, source: str) -> str:
     raise UserError(f"{source}: no text table; a spreadsheet must be saved as CSV first")
 
 
+def plain_spaces(text: str) -> str:
+    """The text with plain spaces for those that hold a line together: a spreadsheet's `Turdus\u00a0merula`."""
+    return text.replace("\u00a0", " ").replace("\u202f", " ")
+
+
 def first(row: Row, names: Sequence[str]) -> str:
     """The first cell that is not empty among the named columns, else `""`."""
     return next((row[name] for name in names if row.get(name)), "")
@@ -73,7 +79,9 @@ def first(row: Row, names: Sequence[str]) -> str:
 
 @functools.lru_cache(maxsize=65536)
 def labels(text: str) -> tuple[str, ...]:
-    """The labels in a cell: `a;b`, or a Python list of texts or whole numbers. Empty ones go; order stays.
+    """The labels in a cell: `a;b`, or a list of texts or whole numbers as Python or, without commas, NumPy prints it.
+
+    Empty ones go; order stays.
 
     Raises: ValueError where a cell that opens like a list is none.
     """
@@ -82,7 +90,8 @@ def labels(text: str) -> tuple[str, ...]:
             with warnings.catch_warnings():
                 # An odd backslash in a name is no concern of the reader.
                 warnings.simplefilter("ignore", SyntaxWarning)
-                found = ast.literal_eval(text)
+                # Python would take texts without a comma between them for one.
+                found = ast.literal_eval(_QUOTED.sub(lambda quoted: quoted[1] + ("," if quoted[2] else ""), text))
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
             raise ValueError(f"{text[:60]!r} is no list of labels") from error
         if not isinstance(found, list) or any(type(item) not in (str, int) for item in found):

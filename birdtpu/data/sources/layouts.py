@@ -18,6 +18,7 @@ from birdtpu.errors import UserError
 
 NO_CALL = "nocall"
 EVERY_OTHER = "*"
+STATES = ("positive", "negative", "unknown")
 
 # fmt: off
 # Column names in the order in which they are tried.
@@ -117,7 +118,7 @@ def _file(row: Row, columns: Sequence[str] = FILE) -> str:
 
 def _wanted(primary: str, filename: str) -> tuple[str, ...]:
     """Where a focal recording may lie: a bare name lies in the folder of its species first."""
-    return (filename,) if "/" in filename else (f"{primary}/{filename}", filename)
+    return (filename,) if re.search(r"[/\\]", filename) else (f"{primary}/{filename}", filename)
 
 
 def _recording(row: Row, wanted: Sequence[str], primary: str, secondary: Iterable[str]) -> dict[str, Any]:
@@ -208,11 +209,13 @@ def soundscapes2021(rows: list[Row], source: str, taxonomy: Taxonomy) -> Parsed:
             end = cells.seconds(row.get("seconds", last))
             if end < 5:
                 raise ValueError(f"no 5 s end at {end:g} s")
-        # 2021's file is <audio_id>_<site>_<date>, its row <audio_id>_<site>_<seconds>.
-        wanted = tuple(name for name in (file if not audio or file.startswith(audio) else "", audio) if name)
+            # 2021's file is <audio_id>_<site>_<date>, its row <audio_id>_<site>_<seconds>.
+            wanted = file if file.startswith(audio) else audio
+            if not wanted:
+                raise ValueError("names no file")
         whole = end != end
         start, birds = (0.0 if whole else end - 5.0), row["birds"].split()
-        parsed.stretches += _complete(wanted, start, end, birds)
+        parsed.stretches += _complete((wanted,), start, end, birds)
     return parsed
 
 
@@ -235,9 +238,13 @@ def rfcx(rows: list[Row], source: str, taxonomy: Taxonomy) -> Parsed:
     for number, row in enumerate(rows, start=1):
         with _at(source, number):
             name, (start, end) = _file(row, ["recording_id"]), _times(row)
+            # Where some cells of its column are empty, pandas writes 3 as 3.0.
+            species = re.fullmatch(r"([0-9]{1,9})(\.0*)?", row["species_id"])
+            if not species:
+                raise ValueError(f"the species_id {row['species_id'][:60]!r} is no whole number")
         true = row["is_tp"].lower() in ("1", "1.0", "true") if row.get("is_tp") else not negative
         state = "positive" if true else "negative"
-        parsed.stretches.append({**_stretch((name,), start, end, f"s{row['species_id']}", state), **_band(row)})
+        parsed.stretches.append({**_stretch((name,), start, end, f"s{int(species[1])}", state), **_band(row)})
     return parsed
 
 
@@ -245,8 +252,8 @@ def xeno_canto(rows: list[Row], source: str, taxonomy: Taxonomy) -> Parsed:
     """xeno-canto's API (v2 and v3) as JSON pages or as CSV.
 
     Species become codes by the taxonomy, and those outside it are dropped and counted; without one the scientific
-    name makes the code (`turdus_merula`). Unidentified recordings (`Mystery mystery`, `Sonus naturalis`) are
-    dropped and counted.
+    name makes the code (`turdus_merula`). Unidentified recordings (`Mystery mystery`, `Sonus naturalis`, no name at
+    all) and those without an id are dropped and counted.
     """
     parsed = Parsed()
 
@@ -254,10 +261,16 @@ def xeno_canto(rows: list[Row], source: str, taxonomy: Taxonomy) -> Parsed:
         return taxonomy.code(name) if taxonomy else slug(name)
 
     for number, row in enumerate(rows, start=1):
-        scientific = f"{row['gen']} {row['sp']}".strip()
+        if not (row["id"] and row["gen"] and row["sp"]):
+            unknown = (
+                f"XC{row['id'].removeprefix('XC')} without a species" if row["id"] else "a recording without an id"
+            )
+            parsed.dropped["recordings"][unknown] += 1
+            continue
+        scientific = f"{row['gen']} {row['sp']}"
         primary = code(scientific)
         if not primary or scientific.lower() in ("mystery mystery", "sonus naturalis"):
-            parsed.dropped["recordings"][scientific or "no name"] += 1
+            parsed.dropped["recordings"][scientific] += 1
             continue
         with _at(source, number):
             also = cells.labels(row.get("also", ""))
@@ -283,34 +296,49 @@ def plain(rows: list[Row], source: str, taxonomy: Taxonomy) -> Parsed:
     """A file and a label a row, under any of the column names in `FILE` and `LABEL`; or boxes with start and end.
 
     Without times the first label is the primary one, further ones (`a;b`, a list, more rows) are secondary;
-    `nocall` is a recording without birds. With times a row is a box that says nothing about other species, unless
-    the table labels stretches completely: it does so where `nocall` or no label stands in one of its rows. A row
-    without start and end is about the whole file. A column `state` (positive, negative, unknown) is heeded.
-    Labels that are the taxonomy's scientific names become its codes.
+    `nocall` is a recording without birds. With times, or where a column `state` (positive, negative, unknown) is
+    filled, a row is a box that says nothing about other species; one without start and end is about the whole file.
+    A table without states labels its stretches completely where `nocall` stands in one of its rows. Labels that are
+    the taxonomy's scientific names become its codes.
     """
-    parsed = Parsed()
     columns = rows[0] if rows else {}
-    if not any(name in columns for name in START):
-        label_column = next((name for name in LABEL if name in columns), "")
-        for number, row in enumerate(rows, start=1):
-            with _at(source, number):
-                filename = _file(row)
-                found = [taxonomy.code(label) or label for label in cells.labels(row[label_column])]
-                secondary = [*found[1:], *cells.labels(row.get("secondary_labels", ""))]
-            primary = found[0] if found else ""
-            parsed.recordings.append(_recording(row, _wanted(primary, filename), primary, secondary))
-            if len(found) == 1:
-                parsed.names.setdefault(primary, (first(row, SCIENTIFIC), first(row, COMMON)))
-        return parsed
+    if any(name in columns for name in START) or any(first(row, (*END, "state")) for row in rows):
+        return _boxes(rows, source, taxonomy)
+    parsed = Parsed()
+    label_column = next((name for name in LABEL if name in columns), "")
+    for number, row in enumerate(rows, start=1):
+        with _at(source, number):
+            filename = _file(row)
+            found = [taxonomy.code(label) or label for label in cells.labels(row[label_column])]
+            secondary = [*found[1:], *cells.labels(row.get("secondary_labels", ""))]
+        primary = found[0] if found else ""
+        parsed.recordings.append(_recording(row, _wanted(primary, filename), primary, secondary))
+        if len(found) == 1:
+            parsed.names.setdefault(primary, (first(row, SCIENTIFIC), first(row, COMMON)))
+    return parsed
+
+
+def _boxes(rows: list[Row], source: str, taxonomy: Taxonomy) -> Parsed:
+    parsed = Parsed()
+    end_column = next((name for name in END if name in rows[0]), "")
+    if end_column and not any(name in rows[0] for name in START):
+        if {"row_id", "bird"} <= set(rows[0]):
+            raise UserError(f"{source}: a submission table (row_id and bird), it holds no labels")
+        raise UserError(f"{source}: has the column {end_column} and none for the start; name one {START[0]}")
     timed = list(_timed(rows, source))
-    complete = any(not birds or NO_CALL in birds for _, _, _, birds, _ in timed)
-    for wanted, start, end, found, row in timed:
-        birds = [taxonomy.code(label) or label for label in found]
-        if complete:
-            parsed.stretches += _complete(wanted, start, end, birds)
-            continue
-        state = row.get("state") or "positive"
+    complete = any(NO_CALL in found for _, _, _, found, _ in timed) and not any(row.get("state") for row in rows)
+    for number, (wanted, start, end, found, row) in enumerate(timed, start=1):
+        state = row.get("state", "").lower() or "positive"
+        with _at(source, number):
+            if not found:
+                raise ValueError("has no label; write nocall where no bird is to be heard, or remove the row")
+            if state not in STATES:
+                raise ValueError(f"the state {row['state'][:60]!r} is none of {', '.join(STATES)}")
+        birds = [taxonomy.code(label) or label for label in found if label != NO_CALL]
         parsed.stretches += [{**_stretch(wanted, start, end, bird, state), **_band(row)} for bird in birds]
+        # A nocall that is negative or unknown tells nothing of any species.
+        if complete or (NO_CALL in found and state == "positive"):
+            parsed.stretches.append(_stretch(wanted, start, end, EVERY_OTHER, "negative"))
         if len(birds) == 1:
             parsed.names.setdefault(birds[0], (first(row, SCIENTIFIC), first(row, COMMON)))
     return parsed
@@ -367,12 +395,12 @@ NEEDS: dict[str, tuple[Sequence[str], ...]] = {
 
 def detect(columns: Sequence[str]) -> str | None:
     """The layout of a table with these columns, or None."""
-    if {"filename", "start", "end", "primary_label"} <= set(columns):
+    if {"filename", "start", "end", "primary_label"} <= set(columns) and "state" not in columns:
         return "soundscapes2026"
     for layout in ("rfcx", "soundscapes2021", "xeno-canto"):
         if fits(layout, columns):
             return layout
-    if not any(name in columns for name in START):
+    if not any(name in columns for name in (*START, *END, "state")):
         for layout in ("birdclef2020", "birdclef2021"):
             if fits(layout, columns):
                 return layout

@@ -1,14 +1,16 @@
 """From the names in a table to the files in a folder."""
 
 import bisect
+import itertools
 import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from birdtpu import storage
+from birdtpu.data.sources.cells import plain_spaces
 from birdtpu.errors import UserError
 
 # fmt: off
@@ -16,9 +18,13 @@ AUDIO_SUFFIXES = frozenset((
     ".aac", ".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".m4a", ".mp2", ".mp3", ".mp4", ".oga", ".ogg", ".opus",
     ".rf64", ".w64", ".wav", ".webm", ".wma",
 ))
-# fmt: on
 # Where the competitions keep the recordings that their training tables name.
 FOCAL_FOLDERS = ("train_audio", "train_short_audio")
+# What systems and servers leave beside the recordings: deleted files, thumbnails, halves of Mac files.
+_SYSTEM_FOLDERS = frozenset((
+    "$recycle.bin", "recycler", "#recycle", "@eadir", "__macosx", "lost+found", "system volume information",
+))
+# fmt: on
 
 _XENO_CANTO = re.compile(r"XC ?([0-9]{1,12})(?![0-9])", re.IGNORECASE)
 
@@ -36,19 +42,25 @@ def stem(path: str) -> str:
     return rest if f".{suffix.lower()}" in AUDIO_SUFFIXES and rest and not rest.endswith("/") else path
 
 
+def is_audio(file: str) -> bool:
+    """Whether a file's name says that it is audio."""
+    return stem(file) != file
+
+
 def _normal(path: str) -> str:
-    # A Mac writes é as two characters, and Windows writes backslashes.
-    return unicodedata.normalize("NFC", path).replace("\\", "/").removeprefix("./").strip("/")
+    # A Mac writes é as two characters, Windows writes backslashes, and a table's odd spaces are plain by now.
+    return plain_spaces(unicodedata.normalize("NFC", path)).replace("\\", "/").removeprefix("./").strip("/")
 
 
 class AudioFolder:
     """The files below a folder, and how the names in a table find them.
 
     Args:
-        root: The folder. Hidden files, and names that are no UTF-8, are left out.
+        root: The folder. Hidden files, systems' own folders and names that are no UTF-8 are left out.
 
     Attributes:
         files: Every file's POSIX path relative to `root`, sorted.
+        not_utf8: The audio files whose names are no UTF-8, with `\\xe9` for a byte that is no text.
 
     Raises: UserError where `root` is no local folder.
     """
@@ -59,8 +71,11 @@ class AudioFolder:
         if not Path(root).is_dir():
             raise UserError(f"{root}: {'is no folder' if Path(root).exists() else 'no such folder'}; --audio wants one")
         self.root = root
-        self.name = Path(root).resolve().name
-        self.files = sorted(_walk(root))
+        walked = _walk(root)
+        self.files = sorted(file for file in walked if _is_utf8(file))
+        odd = (file for file in walked if is_audio(file) and not _is_utf8(file))
+        self.not_utf8 = sorted(os.fsencode(file).decode("utf-8", "backslashreplace") for file in odd)
+        self._home = [_normal(part) for part in Path(root).resolve().parts[1:]]
         self._tails: dict[str, list[str]] = defaultdict(list)
         self._stems: dict[str, list[str]] = defaultdict(list)
         self._numbers: dict[str, list[str]] = defaultdict(list)
@@ -70,42 +85,88 @@ class AudioFolder:
                 tail = "/".join(parts[i:])
                 self._tails[tail].append(file)
                 self._stems[stem(tail)].append(file)
-            if number := xeno_canto_number(file):
+            # What lies beside a recording may have its number and the beginning of its name.
+            if is_audio(file) and (number := xeno_canto_number(file)):
                 self._numbers[number].append(file)
-        self._names = sorted((_normal(file).rsplit("/")[-1], file) for file in self.files)
+        self._names = sorted((_normal(file).rsplit("/")[-1], file) for file in self.files if is_audio(file))
 
-    def find(self, wanted: Sequence[str], *, prefix: bool = False) -> str | None:
-        """The file that a table means, or None.
+    def find(self, rows: Iterable[tuple[str, ...]], *, prefix: bool = False) -> dict[tuple[str, ...], str | None]:
+        """The file that each row of a table means, or None.
 
-        Tried in turn for each name: the name as the end of a file's path, also with another audio suffix or none;
-        the ends of the name with at least one folder (the table's paths may start above the root), and what stands
-        below the root's own name. Then the xeno-canto number, and files whose name goes on with `.`. A path in the
-        table never finds a file of that name in another folder: `b/1.wav` is not `a/1.wav`.
+        A name is the end of a file's path, also with another audio suffix or none; it may begin with the root's own
+        name and the folders above it. A table from another machine may have folders before that: of those that all its
+        paths begin with, the fewest are taken off after which one of them is a file's whole path. This is one choice
+        for the table, so that `siteA/Data/1.wav` is never `siteB/Data/1.wav`.
+
+        Then a name without folders finds the audio files whose names go on with `.`. A file that one row names in full
+        is no other's. At last, a name that is no more than a xeno-canto number finds the recording of that number.
 
         Args:
-            wanted: Names for one file, the surest first.
+            rows: Each the names for one file, the surest first and the table's own last.
             prefix: Also take a file whose name goes on after the wanted one with `_`.
 
         Raises: UserError where several files fit.
         """
-        names = [name for name in map(_normal, wanted) if name]
-        for name in names:
-            parts = name.split("/")
-            for tail in ["/".join(parts[i:]) for i in range(max(1, len(parts) - 1))]:
-                if found := self._tails.get(tail) or self._stems.get(stem(tail)):
-                    return self._one(name, found)
-            if self.name in parts[:-1]:
-                inside = "/".join(parts[parts.index(self.name) + 1 :])
-                if inside in self._tails and inside in map(_normal, self._tails[inside]):
-                    return next(file for file in self._tails[inside] if _normal(file) == inside)
-        for name in names:
-            if found := self._numbers.get(xeno_canto_number(name)):
-                return self._one(name, found)
-        for name in names:
+        rows = list(dict.fromkeys(rows))
+        above, found = "", {}
+        for above in _folders_of_all(row[-1] for row in rows):
+            found = {row: self._by_path(row, above) for row in rows}
+            if any(found[row] for row in rows if "/" in _normal(row[0])):
+                break
+        found = {row: file or self._by_beginning(row, prefix) for row, file in found.items()}
+        full = {row for row, file in found.items() if file and self._in_full(row[-1], above, file)}
+        taken = {found[row] for row in full}
+        free = {row: file if row in full or file not in taken else None for row, file in found.items()}
+        return {row: file or self._by_number(row) for row, file in free.items()}
+
+    def _by_path(self, row: tuple[str, ...], above: str) -> str | None:
+        for name in map(_normal, row):
+            rest = name.removeprefix(above)
+            # With all its folders taken off, a name would be any folder's.
+            found = self._ending(name) if rest == name else self._whole(rest) if "/" in rest else []
+            if not found:
+                rest = self._below(rest)
+                found = self._whole(rest)
+            if found:
+                return self._one(rest, found)
+        return None
+
+    def _by_beginning(self, row: tuple[str, ...], prefix: bool) -> str | None:
+        for name in map(_normal, row):
             for mark in (".", "_") if prefix else (".",):
-                if "/" not in name and (found := self._starting(name + mark)):
+                if name and "/" not in name and (found := self._starting(name + mark)):
                     return self._one(name, found)
         return None
+
+    def _by_number(self, row: tuple[str, ...]) -> str | None:
+        # XC1_20230501.wav may be one of many that a recorder of that name made.
+        for name in map(_normal, row):
+            number = xeno_canto_number(name) if _XENO_CANTO.fullmatch(stem(name).rpartition("/")[2]) else ""
+            if found := self._numbers.get(number):
+                return self._one(name, found)
+        return None
+
+    def _ending(self, name: str) -> list[str]:
+        return self._tails.get(name) or self._stems.get(stem(name), [])
+
+    def _whole(self, name: str) -> list[str]:
+        """The files whose path from the root, or from a competition's folder in it, is this."""
+        depth = name.count("/")
+        return [
+            file
+            for file in self._ending(name)
+            if depth in ((below := file.count("/")), below - (file.split("/")[0] in FOCAL_FOLDERS))
+        ]
+
+    def _below(self, name: str) -> str:
+        """The rest of a path that begins with the root's name, or with that and folders above it; else `""`."""
+        parts = name.split("/")
+        depths = (i for i in range(len(parts) - 1, 0, -1) if self._home[-i:] == parts[:i])
+        return "/".join(parts[next(depths, len(parts)) :])
+
+    def _in_full(self, name: str, above: str, file: str) -> bool:
+        wanted, there = stem(_normal(name).removeprefix(above)), stem(_normal(file))
+        return len(wanted) >= len(there) and "/".join(["", *self._home, there]).endswith(f"/{wanted}")
 
     def _starting(self, text: str) -> list[str]:
         found = []
@@ -115,7 +176,7 @@ class AudioFolder:
             found.append(self._names[i][1])
         return found
 
-    def _one(self, name: str, found: list[str]) -> str:
+    def _one(self, name: str, found: Sequence[str]) -> str:
         if len(found) == 1:
             return found[0]
         # A competition's root may hold a resampled copy or the like beside its own recordings.
@@ -129,8 +190,18 @@ class AudioFolder:
         raise UserError(f"{self.root}: the table's {name!r} may be {found[0]} or {found[1]}; write its path from there")
 
 
+def _folders_of_all(names: Iterable[str]) -> list[str]:
+    """The beginnings that all paths among a table's names share, from `""` to the longest, each with its `/`."""
+    folders = [name.split("/")[:-1] for name in map(_normal, names) if "/" in name]
+    shared = [
+        level[0] for level in itertools.takewhile(lambda level: len(set(level)) == 1, zip(*folders, strict=False))
+    ]
+    return ["".join(f"{folder}/" for folder in shared[:count]) for count in range(len(shared) + 1)]
+
+
 def _walk(root: str) -> list[str]:
-    files, seen = [], set()
+    files: list[str] = []
+    seen = set()
     for folder, folders, names in os.walk(root, followlinks=True):
         # A link may lead back to a folder above it.
         status = Path(folder).stat()
@@ -138,10 +209,12 @@ def _walk(root: str) -> list[str]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and name.lower() not in _SYSTEM_FOLDERS
+        )
         below = Path(folder).relative_to(root).as_posix()
         files += [name if below == "." else f"{below}/{name}" for name in names if not name.startswith(".")]
-    return [file for file in files if _is_utf8(file)]
+    return files
 
 
 def _is_utf8(text: str) -> bool:

@@ -1,6 +1,7 @@
 """Which tables say something about a folder of recordings, and which of its files they mean."""
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 from birdtpu import storage
 from birdtpu.data.sources import cells, layouts
 from birdtpu.data.sources.layouts import Parsed, Taxonomy
-from birdtpu.data.sources.lookup import AUDIO_SUFFIXES, FOCAL_FOLDERS, AudioFolder, stem, xeno_canto_number
+from birdtpu.data.sources.lookup import FOCAL_FOLDERS, AudioFolder, is_audio, stem, xeno_canto_number
 from birdtpu.errors import UserError
 
 # fmt: off
@@ -62,14 +63,15 @@ def read_sources(
         if not any(source.parsed for source in sources):
             raise _none_there(folder, sources)
         return sources, []
-    if not any(_is_audio(file) for file in folder.files):
+    if not any(is_audio(file) for file in folder.files):
         raise UserError(f"{folder.root}: no recordings in it or below it")
     home = Path(folder.root).resolve()
     for place in (home, home.parent):
         sources = [_resolve(folder, parse(path, layout, taxonomy)) for path in _own_tables(place, home)]
-        here = [source for source in sources if source.parsed]
-        if here:
-            return here, [source.table for source in sources if not source.parsed]
+        if any(source.parsed for source in sources):
+            # A table that dropped all its rows names no file either; it stays for its counts.
+            elsewhere = [source.table for source in sources if source.missing and not source.parsed]
+            return [source for source in sources if source.table not in elsewhere], elsewhere
         if sources and place == home:
             raise _none_there(folder, sources)
     return [_folder_tree(folder, taxonomy)], []
@@ -91,10 +93,6 @@ def parse(table: str, layout: str | None = None, taxonomy: str | None = None) ->
         raise UserError(f"{table}: a header and no rows")
     names = _taxonomy(taxonomy, table)
     parsed = layouts.LAYOUTS[layout](rows, str(table), names)
-    if not parsed:
-        raise UserError(
-            f"{table}: none of its species is in the taxonomy; --taxonomy wants codes with scientific names"
-        )
     for code, known in names.names.items():
         parsed.names[code] = fill(parsed.names.get(code, ("", "")), known)
     return Source(str(table), layout, parsed)
@@ -128,9 +126,9 @@ def _json(path: str) -> Any:
 
 
 def _text_row(recording: Any, path: str) -> cells.Row:
-    if not isinstance(recording, dict) or any(recording.get(key) in (None, "") for key in ("id", "gen", "sp")):
-        raise UserError(f"{path}: a recording without id, gen or sp")
-    row = {}
+    if not isinstance(recording, dict):
+        raise UserError(f"{path}: no page of xeno-canto's API: {str(recording)[:60]!r} is no recording")
+    row = {"id": "", "gen": "", "sp": ""}
     for key, value in recording.items():
         if isinstance(value, list):
             value = [item for item in value if isinstance(item, str)]
@@ -165,7 +163,10 @@ def _with_twin(table: str) -> list[str]:
 def _own_tables(place: Path, home: Path) -> list[str]:
     tables = [str(place / name) for name in OWN_TABLES if (place / name).is_file()]
     if place == home:
-        return tables + sorted(str(path) for path in place.glob("*.json") if _is_page(path))
+        pages = sorted(str(path) for path in place.glob("*.json") if _is_page(path))
+        # The last page of a query may be empty.
+        tables += [page for page in pages if _json(page)["recordings"]]
+        return tables or pages
     return [table for table in tables if _is_known(table)]
 
 
@@ -188,7 +189,7 @@ def _is_page(path: Path) -> bool:
 
 def _folder_tree(folder: AudioFolder, taxonomy: str | None) -> Source:
     """Each recording's species is the folder it lies in, the one nearest the root."""
-    audio = [file for file in folder.files if _is_audio(file)]
+    audio = [file for file in folder.files if is_audio(file)]
     focal = [file for file in audio if PurePosixPath(file).parts[0] in FOCAL_FOLDERS]
     folders = {file: PurePosixPath(file).parts[1 if focal else 0 : -1] for file in focal or audio}
     species = {file: parents[0] for file, parents in folders.items() if parents}
@@ -196,6 +197,13 @@ def _folder_tree(folder: AudioFolder, taxonomy: str | None) -> Source:
         raise UserError(
             f"{folder.root}: no table that names its recordings, and no folder a species; "
             "give a table with --table, or sort them into folders named by species"
+        )
+    deeper = {parents[1:] for parents in folders.values() if parents[1:]}
+    if len(set(species.values())) == 1 and len(deeper) > 1:
+        warnings.warn(
+            f"{folder.root}: the folder {next(iter(species.values()))!r} is taken for the only species; "
+            "where the species' folders lie deeper, give --audio the folder that holds them, or a --table",
+            stacklevel=2,
         )
     names = _taxonomy(taxonomy, storage.join(folder.root, "taxonomy.csv"))
     source = _resolve(folder, Source(folder.root, "folders", layouts.folders(species, names)))
@@ -205,16 +213,14 @@ def _folder_tree(folder: AudioFolder, taxonomy: str | None) -> Source:
 
 def _resolve(folder: AudioFolder, source: Source) -> Source:
     """Give each row the path of its file; rows whose file is not there go, and are named."""
-    paths: dict[tuple[str, ...], str | None] = {}
-    prefix = source.layout == "soundscapes2021"
+    said = (*source.parsed.recordings, *source.parsed.stretches)
+    paths = folder.find((row["wanted"] for row in said), prefix=source.layout == "soundscapes2021")
     missing = set()
 
     def found(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         there = []
         for row in rows:
             wanted = row.pop("wanted")
-            if wanted not in paths:
-                paths[wanted] = folder.find(wanted, prefix=prefix)
             if paths[wanted] is None:
                 missing.add(wanted[-1])
             else:
@@ -228,15 +234,16 @@ def _resolve(folder: AudioFolder, source: Source) -> Source:
 
 
 def _none_there(folder: AudioFolder, sources: Sequence[Source]) -> UserError:
-    source = sources[0]
+    source = next((source for source in sources if source.missing), sources[0])
+    if not source.missing:
+        unknown = next(iter(source.parsed.dropped["recordings"]), "no row says what is there")
+        return UserError(
+            f"{source.table}: no recording of a known species ({unknown}); --taxonomy wants codes with scientific names"
+        )
     return UserError(
         f"{source.table}: none of the {len(source.missing)} files that it names is in {folder.root} "
         f"(e.g. {source.missing[0]}); --audio wants the folder that holds them"
     )
-
-
-def _is_audio(file: str) -> bool:
-    return PurePosixPath(file).suffix.lower() in AUDIO_SUFFIXES
 
 
 def join(sources: Sequence[Source]) -> tuple[list[dict], list[dict], dict[str, tuple[str, str]], dict[str, Any]]:

@@ -12,6 +12,7 @@ before the file, and `site_3_<file>` is the whole file. 2021 leaves the date out
 `57610_COR_20190904.ogg`.
 """
 
+import csv
 import io
 import os
 import re
@@ -71,8 +72,9 @@ def fill_submission(
 
     Returns: the sample's rows and columns in its order; scores float64, targets bool, ids and birds text.
 
-    Raises: UserError where the sample is missing, of no known layout, names no species of the model or names a file
-        that two recordings could be; and where scores have the wrong shape or are not finite.
+    Raises: UserError where the sample is missing, of no known layout, has a row with more or fewer cells than its
+        header, names no species of the model or names a file that two recordings could be; and where scores have the
+        wrong shape or are not finite.
     """
     sample = _read(sample_csv)
     layout = _layout(sample_csv, list(sample.columns))
@@ -114,12 +116,20 @@ def _read(sample_csv: str | os.PathLike) -> pd.DataFrame:
         raise UserError(f"sample submission {sample_csv}: no such file")
     try:
         text = storage.read_text(sample_csv).lstrip("\ufeff")
-        sample = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        lines = [cells for cells in csv.reader(io.StringIO(text, newline=""), strict=True) if any(cells)]
+    except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"sample submission {sample_csv}: not a CSV file in UTF-8") from error
-    if sample.empty:
+    if len(lines) < 2:
         raise UserError(f"sample submission {sample_csv}: no row in it")
-    return sample
+    columns, *rows = lines
+    for number, cells in enumerate(rows, start=1):
+        # A comma at a row's end is an empty cell more.
+        if len(cells) < len(columns) or any(cells[len(columns) :]):
+            raise UserError(
+                f"sample submission {sample_csv}: row {number} ({cells[0]}) has {len(cells)} cells, the header "
+                f"{len(columns)}"
+            )
+    return pd.DataFrame([cells[: len(columns)] for cells in rows], columns=columns, dtype=str)
 
 
 def _stems(scores_by_file: Scores, classes: ClassList) -> dict[str, list[str]]:

@@ -71,6 +71,9 @@ def test_no_seconds(text):
         ("[22961]", ("22961",)),
         ('["Setophaga townsendi_Townsend\'s Warbler"]', ("Setophaga townsendi_Townsend's Warbler",)),
         ("NA", ("NA",)),
+        ("['sp2' 'sp3']", ("sp2", "sp3")),
+        ("['a b'\n \"Townsend's  'x'\"]", ("a b", "Townsend's  'x'")),
+        ("['a', '', 'b' 'c']", ("a", "b", "c")),
     ],
 )
 def test_labels(text, found):
@@ -112,6 +115,12 @@ def test_ratings():
 def test_delimiter_is_the_headers_and_cells_stay_text():
     columns, rows = parse_csv(b"a;b\n1,5;007\n", "t.csv")
     assert columns == ["a", "b"] and rows == [{"a": "1,5", "b": "007"}]
+
+
+def test_spaces_that_hold_a_line_together_are_spaces():
+    assert parse_csv("a,b\nTurdus\u00a0merula,\u202f1\u00a0\n".encode(), "t.csv")[1] == [
+        {"a": "Turdus merula", "b": "1"}
+    ]
 
 
 def test_line_ends_inside_a_quoted_cell_stay_in_it():
