@@ -22,7 +22,7 @@ from birdtpu.training.step import make_optimizer, make_step
 
 PLAIN = ["augment.mixup_probability=0", "augment.pitch_probability=0", "augment.tempo_probability=0",
          "augment.time_masks=0", "augment.frequency_masks=0", "audio.margin_seconds=0", "model.dropout=0",
-         "model.weights=none", "train.batch_size=8", "train.warmup_fraction=0", "train.weight_decay=0"]  # fmt: skip
+         "model.weights=none", "train.batch_size=8"]  # fmt: skip
 
 
 def eight_clips(folder: str, samples: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,12 +2,14 @@
 
 import sys
 import warnings
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from birdtpu import __version__
 from birdtpu.errors import UserError
+from birdtpu.storage import FULL
 
 app = typer.Typer(
     name="birdtpu",
@@ -24,7 +26,7 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Change the recipe; may be repeated.")
 ]
 Data = Annotated[list[str], typer.Option(metavar="DIR", help="A prepared folder; may be repeated.")]
-Strict = Annotated[bool, typer.Option(help="Exit with 1 where a file could not be used.")]
+Strict = Annotated[bool, typer.Option(help="Exit with 1 where a file could not be used or is not there.")]
 Backend = Annotated[str | None, typer.Option(help="tensorflow or jax; else KERAS_BACKEND, else what is installed.")]
 
 
@@ -50,6 +52,7 @@ def prepare(
     set_: Settings = None,
 ) -> None:
     """Decode and resample recordings into shards, once for many trainings."""
+    from birdtpu.workflows.prepare import TABLES_REPORT, report_lines
     from birdtpu.workflows.prepare import prepare as run
 
     report = run(
@@ -58,9 +61,12 @@ def prepare(
     minutes = report.seconds / 60
     reused = f", {report.reused} files taken over from before" if report.reused else ""
     typer.echo(f"{report.recordings} recordings, {minutes:.1f} min, {report.records} records in {output}{reused}")
-    if report.duplicates:
-        typer.echo(f"{len(report.duplicates)} files repeat a recording and were left out: files.csv names them")
-    _end_with(report.failures, f"{output}/failures.csv", strict)
+    for line in report_lines(report):
+        typer.echo(line)
+    missing = [(file, "a table names it, but it is not there") for file in report.tables["missing"]]
+    unreadable = [(file, "its name is not UTF-8, rename it") for file in report.tables["not_utf8"]]
+    named_in = f"{output}/{TABLES_REPORT}"
+    _end_with([(report.failures, f"{output}/failures.csv"), (missing, named_in), (unreadable, named_in)], strict)
 
 
 @app.command()
@@ -117,7 +123,7 @@ def predict(
     options: dict[str, Any] = {"head": head, "threshold": threshold, "channel": channel, "submission": submission}
     count, failures = call(run, audio, output, plots=plot, **options)
     typer.echo(f"{count} files scored, results in {output}")
-    _end_with(failures, f"{output}/failures.csv", strict)
+    _end_with([(failures, f"{output}/failures.csv")], strict)
 
 
 @app.command()
@@ -129,7 +135,9 @@ def evaluate(
     by: Annotated[str, typer.Option(help="recording, or row: 5-s rows against annotations.")] = "recording",
     head: Annotated[str | None, typer.Option(help="clipwise, segmentwise or attention; default: the recipe's.")] = None,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write the metrics to this file too.")] = None,
-    output: Annotated[str | None, typer.Option(metavar="DIR", help="Default: RUN/evaluation.")] = None,
+    output: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Default: RUN/evaluation, with --audio RUN/evaluation-NAME.")
+    ] = None,
     strict: Strict = False,
     backend: Backend = None,
 ) -> None:
@@ -138,13 +146,14 @@ def evaluate(
     from birdtpu.evaluation.report import write_json
     from birdtpu.workflows.evaluate import evaluate as call
 
-    output = output or f"{run}/evaluation"
+    if output is None:
+        output = f"{run}/evaluation" + (f"-{Path(audio).resolve().name}" if audio else "")
     found, failures = call(run, audio=audio, table=table, data=data, by=by, head=head, output=output)
     if json:
         write_json(found.result, json)
     typer.echo(_summary(found.result))
     typer.echo(f"per class, confusion and precision-recall in {output}")
-    _end_with(failures, f"{output}/failures.csv", strict)
+    _end_with([(failures, f"{output}/failures.csv")], strict)
 
 
 @app.command("cross-validate")
@@ -229,13 +238,13 @@ def _summary(result: dict) -> str:
     return "\n".join(lines)
 
 
-def _end_with(failures: list[tuple[str, str]], named_in: str, strict: bool) -> None:
-    """A warning line about files that could not be used; with `--strict` it is the exit code too."""
-    if not failures:
-        return
-    file, reason = failures[0]
-    typer.echo(f"warning: {len(failures)} files could not be used ({file}: {reason}); {named_in} names them", err=True)
-    if strict:
+def _end_with(lists: list[tuple[list[tuple[str, str]], str]], strict: bool) -> None:
+    """A warning line for each list of (file, reason) that is not empty; with `--strict` it is the exit code too."""
+    for failures, named_in in lists:
+        for file, reason in failures[:1]:
+            line = f"{len(failures)} files could not be used ({file}: {reason}); {named_in} names them"
+            typer.echo(f"warning: {line}", err=True)
+    if strict and any(failures for failures, _ in lists):
         raise typer.Exit(1)
 
 
@@ -251,5 +260,6 @@ def main() -> None:
         sys.exit(130)
     except OSError as error:
         # A full disk or a folder without permission is the user's to mend; the path is in the message.
-        print(f"birdtpu: {error}", file=sys.stderr)
+        hint = "; free space, or give another folder" if error.errno in FULL else ""
+        print(f"birdtpu: {error}{hint}", file=sys.stderr)
         sys.exit(2)

@@ -43,16 +43,6 @@ def hash32(*values: Any) -> np.ndarray:
     return np.asarray(out, np.uint32)
 
 
-def to_unit(bits: np.ndarray) -> np.ndarray:
-    """uint32 bits to float32 in [0, 1), by the top 24 bits (host)."""
-    return (bits >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
-
-
-def uniform_host(*values: Any) -> np.ndarray:
-    """float32 in [0, 1) from the hash of integers (host)."""
-    return to_unit(hash32(*values))
-
-
 def _mix_device(x: Any) -> Any:
     from keras import ops
 

@@ -229,8 +229,11 @@ class Recipe(Section):
 
     @property
     def hash(self) -> str:
-        """12 hex digits of the SHA-256 of every key but `name`, in a canonical form."""
-        text = json.dumps(self.model_dump(exclude={"name"}), sort_keys=True)
+        """12 hex digits of the SHA-256 of what differs from the defaults (but `name`), in a canonical form.
+
+        So a key that a later version adds leaves the hash of an earlier recipe as it was.
+        """
+        text = json.dumps(self.model_dump(exclude={"name"}, exclude_defaults=True), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def to_toml(self) -> str:

@@ -2,18 +2,34 @@
 
 import hashlib
 import json
+import os
 import tempfile
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
 from birdtpu import storage
 from birdtpu.errors import UserError
-from birdtpu.recipe import Recipe, load_recipe
+from birdtpu.recipe import Head, Probability, Recipe, load_recipe
 from birdtpu.species import ClassList
 
 WEIGHTS = "model.weights.h5"
+
+
+class _Info(BaseModel):
+    """What `run.json` holds, among other things."""
+
+    recipe_hash: str
+    data: list[str]
+    fold: str | None = None
+    weights_sha256: str = ""
+
+
+_INFO = TypeAdapter(_Info)
+_THRESHOLDS = TypeAdapter(dict[str, dict[str, Probability]])
 
 
 @dataclass(frozen=True)
@@ -24,7 +40,8 @@ class Run:
         folder: Where it lies.
         recipe: Resolved (`recipe.toml`).
         classes: In the order of the model's outputs (`classes.csv`).
-        info: `run.json`: version, recipe hash, data folders, fold, backend; the weights' sha256 once there are any.
+        info: `run.json`: version, recipe hash, data folders and the checksums of their manifests, fold, backend; the
+            weights' sha256 once there are any.
     """
 
     folder: str
@@ -70,11 +87,16 @@ class Run:
             raise UserError(f"{path}: not the weights that were saved (sha256 differs); copy or train the run again")
         load_weights(network, path, f"the run's recipe {self.recipe.name}")
 
-    def thresholds(self, head: str) -> dict[str, float]:
-        """A threshold a class: the run's saved ones (`thresholds.json`), else the recipe's for this head."""
+    def thresholds(self, head: Head) -> dict[str, float]:
+        """A threshold a class: the run's saved ones (`thresholds.json`), else the recipe's for this head.
+
+        Raises: UserError where the saved ones are damaged.
+        """
         fallback = self.recipe.predict.thresholds[head]
         path = self.path("thresholds.json")
-        saved = json.loads(storage.read_text(path)).get(head, {}) if storage.exists(path) else {}
+        saved = {}
+        if storage.exists(path):
+            saved = _checked(_THRESHOLDS, path, "mend it, or remove it for the recipe's").get(head, {})
         return {code: float(saved.get(code, fallback)) for code in self.classes.codes}
 
 
@@ -102,24 +124,34 @@ def load_weights(network: Any, path: str, what: str) -> None:
         raise UserError(f"{path}: does not fit {what} ({first})") from error
 
 
-def open_run(folder: str) -> Run:
+def open_run(folder: str | os.PathLike) -> Run:
     """Read a run folder.
 
-    Raises: UserError where it is none.
+    Raises: UserError where it is none, or damaged.
     """
+    folder = os.fspath(folder)
     if not storage.exists(folder):
         raise UserError(f"run {folder}: no such folder")
     if not storage.exists(storage.join(folder, "run.json")):
         raise UserError(f"run {folder}: no run (run.json is missing); give the folder that birdtpu train --run wrote")
-    try:
-        info = json.loads(storage.read_text(storage.join(folder, "run.json")))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"run {folder}: run.json is damaged ({error})") from error
+    info = _checked(_INFO, storage.join(folder, "run.json"), "copy the run again")
     recipe = load_recipe(storage.join(folder, "recipe.toml"))
     classes = ClassList.from_csv(storage.join(folder, "classes.csv"))
-    if info.get("recipe_hash") != recipe.hash:
+    if info["recipe_hash"] != recipe.hash:
         raise UserError(f"run {folder}: recipe.toml was changed after training (hash differs from run.json's)")
     return Run(folder, recipe, classes, info)
+
+
+def _checked(kind: TypeAdapter, path: str, way_out: str) -> dict[str, Any]:
+    """What a JSON file holds. Raises UserError where it is damaged or of another kind."""
+    data = storage.read_bytes(path)
+    try:
+        kind.validate_json(data, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: damaged ({where + ': ' if where else ''}{first['msg']}); {way_out}") from error
+    return json.loads(data)
 
 
 def _sha256(data: bytes) -> str:

@@ -4,6 +4,7 @@ TensorFlow is imported only when a `gs://` path is met.
 """
 
 import contextlib
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from birdtpu.errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -85,7 +88,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]
         path: Where the file shall stand. Its folder is made.
         mode: `"wb"`, or `"w"` for UTF-8 text with `\\n` line ends.
 
-    Raises: whatever the body or the file system raises (`OSError` on a full disk); `path` is then as it was.
+    Raises: UserError on a full disk, else whatever the body or the file system raises; `path` is then as it was.
     """
     text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     if is_remote(path):
@@ -106,8 +109,10 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise UserError(f"{path}: {error.strerror}; free space, or give another folder") from error
         raise
     sync_folder(target.parent)
 

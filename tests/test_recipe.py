@@ -3,7 +3,7 @@
 import pytest
 
 from birdtpu.errors import UserError
-from birdtpu.recipe import load_recipe, recipe_names
+from birdtpu.recipe import Recipe, load_recipe, recipe_names
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -135,6 +135,16 @@ def test_a_recipe_in_another_encoding_is_named(tmp_path, encoding):
     path.write_text('name = "Gérard"\n', encoding)
     with pytest.raises(UserError, match=r"me\.toml: not UTF-8 .*save it as UTF-8"):
         load_recipe(str(path))
+
+
+def test_a_key_more_leaves_the_hash():
+    class Later(Recipe):
+        added: int = 3
+
+    recipe = load_recipe("birdcall2020", ["predict.thresholds.clipwise=0.3"])
+    assert Later.model_validate(recipe.model_dump()).hash == recipe.hash
+    assert Later.model_validate({**recipe.model_dump(), "added": 4}).hash != recipe.hash
+    assert len({load_recipe(name).hash for name in recipe_names()}) == len(recipe_names())
 
 
 def test_a_misspelt_name_suggests_the_near_one():

@@ -117,19 +117,20 @@ def folders_of(data: str | Sequence[str]) -> list[str]:
 
 
 def open_shelf(data: str | Sequence[str]) -> Shelf:
-    """The records of prepared folders; of a record that lies in several, the first. Raises UserError as `batches`."""
-    paths, tables, rates = [], [], {}
-    for folder in folders_of(data):
+    """The records of prepared folders (`shards.load_all_records`). Raises UserError as `batches`."""
+    paths, before, rates = [], [], {}
+    folders = folders_of(data)
+    for folder in folders:
         manifest = shards.load_manifest(folder)
         rates[manifest["sample_rate"]] = folder
-        table = shards.load_records(folder)
-        tables.append(table.assign(shard=table["shard"] + len(paths)))
+        before.append(len(paths))
         paths += [storage.join(folder, shards.FOLDER, shard["name"]) for shard in manifest["shards"]]
     if len(rates) > 1:
         (rate, folder), (other, beside), *_ = rates.items()
         raise UserError(f"{folder} is prepared at {rate} Hz, but {beside} at {other} Hz: prepare both at one rate")
-    joined = pd.concat(tables, ignore_index=True).drop_duplicates("record").set_index("record")
-    return Shelf(paths, joined, next(iter(rates)))
+    table = shards.load_all_records(folders)
+    table = table.assign(shard=table["shard"] + np.array(before)[table["folder"]])
+    return Shelf(paths, table.set_index("record"), next(iter(rates)))
 
 
 @contextlib.contextmanager

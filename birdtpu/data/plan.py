@@ -65,7 +65,8 @@ def make_plan(
     Args:
         recordings: The table beside the shards; rows of the same `recording` count once, as the first of them.
         annotations: The table beside the shards, or no row of it.
-        records: `record, recording, start_seconds, seconds` of every record in the shards.
+        records: `record, recording, start_seconds, seconds` of every record in the shards, once
+            (`shards.load_all_records`).
         sections: What `balance` made of the training part. A training recording that is not in it is left out.
         roles: `train`, `validation` or `test` a row of `recordings`, in its order.
         classes: Species outside it are left out of targets, but a primary label must be in it.
@@ -82,7 +83,7 @@ def make_plan(
         raise UserError(f"labels.secondary = {secondary!r}: give positive, unknown or negative")
     table = recordings.assign(role=np.asarray(roles), weight=1.0 if weights is None else np.asarray(weights, float))
     table = table.drop_duplicates("recording").set_index("recording", drop=False)
-    records = records.drop_duplicates("record").sort_values(["recording", "start_seconds"], ignore_index=True)
+    records = records.sort_values(["recording", "start_seconds"], ignore_index=True)
     ends = (records["start_seconds"] + records["seconds"]).groupby(records["recording"]).max()
     lost = table.index.difference(ends.index)
     if len(lost):

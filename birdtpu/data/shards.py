@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +164,19 @@ def load_records(folder: str | os.PathLike) -> pd.DataFrame:
     table = pd.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False)
     kinds = {"shard": "int64", "offset": "int64", "length": "int64", "start_seconds": "float64", "seconds": "float64"}
     return table.astype(kinds)
+
+
+def load_all_records(folders: Sequence[str | os.PathLike]) -> pd.DataFrame:
+    """Where every record of several folders lies, each recording as the first folder that has it cut it.
+
+    Records of one recording from two folders would overlap or leave gaps where those were prepared unlike.
+
+    Returns: the rows of `load_records`, a folder after the other, and `folder` (int, in the order given).
+    """
+    parts = [load_records(folder).assign(folder=number) for number, folder in enumerate(folders)]
+    joined = pd.concat(parts, ignore_index=True)
+    first = joined.groupby("recording")["folder"].transform("min")
+    return joined[joined["folder"] == first].reset_index(drop=True)
 
 
 def read_recording(folder: str | os.PathLike, rows: pd.DataFrame) -> Iterator[np.ndarray]:

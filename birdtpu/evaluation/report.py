@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,7 +28,7 @@ LISTED = 25
 NAME_LENGTH = 34
 
 
-def write_report(evaluation: Evaluation, folder: str) -> None:
+def write_report(evaluation: Evaluation, folder: str | os.PathLike) -> None:
     """Write the four files into `folder`, each atomically."""
     write_json(evaluation.result, storage.join(folder, "metrics.json"))
     table = pd.DataFrame(evaluation.result["per_class"])
@@ -37,7 +38,7 @@ def write_report(evaluation: Evaluation, folder: str) -> None:
             draw(evaluation).savefig(file, format="png", dpi=130)
 
 
-def write_json(result: dict, path: str) -> None:
+def write_json(result: dict, path: str | os.PathLike) -> None:
     """Write an evaluation's result as JSON; what is undefined is null. Raises ValueError on a NaN."""
     storage.write_text(path, json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 

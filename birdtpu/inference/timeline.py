@@ -55,24 +55,6 @@ def segments(
     return _in_order(table)
 
 
-def scores_frame(
-    starts_seconds: np.ndarray,
-    clip_seconds: float,
-    scores: np.ndarray,
-    classes: ClassList,
-    *,
-    duration_seconds: float = math.inf,
-) -> pd.DataFrame:
-    """All scores: `start_seconds, end_seconds` and a column a species code, a row a clip, by start.
-
-    Args and errors as for `segments`.
-    """
-    starts, scores = _checked(starts_seconds, scores, classes)
-    times = pd.DataFrame({"start_seconds": starts, "end_seconds": np.minimum(starts + clip_seconds, duration_seconds)})
-    table = pd.concat([times, pd.DataFrame(scores, columns=list(classes.codes))], axis=1)
-    return table.sort_values("start_seconds", kind="stable", ignore_index=True)
-
-
 def merge_events(segments: pd.DataFrame, *, gap_seconds: float = 0.0) -> pd.DataFrame:
     """Join segments of one species that overlap or touch into one event with their highest score.
 

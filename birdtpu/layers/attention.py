@@ -19,7 +19,8 @@ class AttentionHead(keras.layers.Layer):
         bound: How the attention's logits are bounded: `tanh`, `soft` or `clamp` (see `ops.pooling.squash`).
 
     Input shape: `(batch, segments, features)`.
-    Output: dict of `clipwise` `(batch, classes)`, `segmentwise` and `norm_att` `(batch, segments, classes)`.
+    Output: dict of `clipwise` and `clipwise_logits` `(batch, classes)`; `segmentwise`, `segmentwise_logits` and
+        `norm_att` `(batch, segments, classes)`.
 
     Source: Kong et al. 2020, arXiv:1912.10211.
     """
@@ -37,13 +38,19 @@ class AttentionHead(keras.layers.Layer):
         self.built = True
 
     def call(self, features: Any) -> dict[str, Any]:
-        segmentwise = keras.ops.sigmoid(self.classify(features))
-        clipwise, norm_att = pooling.attend(pooling.squash(self.attention(features), self.bound), segmentwise)
-        return {"clipwise": clipwise, "segmentwise": segmentwise, "norm_att": norm_att}
+        logits = self.classify(features)
+        return pooling.attend(pooling.squash(self.attention(features), self.bound), logits)
 
     def compute_output_shape(self, input_shape: tuple) -> dict[str, tuple]:
         segments = (input_shape[0], input_shape[1], self.classes)
-        return {"clipwise": (input_shape[0], self.classes), "segmentwise": segments, "norm_att": segments}
+        clip = (input_shape[0], self.classes)
+        return {
+            "clipwise": clip,
+            "clipwise_logits": clip,
+            "segmentwise": segments,
+            "segmentwise_logits": segments,
+            "norm_att": segments,
+        }
 
     def get_config(self) -> dict:
         return {**super().get_config(), "classes": self.classes, "bound": self.bound}

@@ -65,7 +65,7 @@ class SoundEventModel:
         outputs = attention(
             backbone(picture), classes=classes, features=model.features, dropout=model.dropout, bound=model.attention
         )
-        return keras.Model(log_mel, outputs, name=recipe.name)
+        return keras.Model(log_mel, outputs, name="sound_event_model")
 
     def log_mel(self, audio: Any) -> Any:
         """`(batch, clip samples)` in [-1, 1] to `(batch, frames, mels)` in [0, 1]."""
@@ -97,8 +97,8 @@ class SoundEventModel:
             audio: `(batch, clip samples)` in [-1, 1].
 
         Returns: probabilities `clipwise` `(batch, classes)`, `segmentwise` and `norm_att` `(batch, segments, classes)`,
-        `framewise` `(batch, frames, classes)`: the segments' laid out over the log-mel's frames; and `embedding`
-        `(batch, features)`.
+        `framewise` `(batch, frames, classes)`: the segments' laid out over the log-mel's frames; `clipwise_logits` and
+        `segmentwise_logits`; and `embedding` `(batch, features)`.
         """
         outputs = self.network(self.log_mel(audio), training=False)
         return {**outputs, "framewise": pooling.over_frames(outputs["segmentwise"], self.frames)}
@@ -114,12 +114,19 @@ def pcm_to_float(batch: dict[str, Any]) -> Any:
 def clip_scores(outputs: dict[str, Any], head: str) -> Any:
     """One score a class from a clip's outputs: `(batch, classes)`.
 
-    `clipwise`; `segmentwise`: the highest segment; `attention`: the highest norm_att * segmentwise.
+    Args:
+        outputs: Of a `SoundEventModel`.
+        head: `clipwise`; `segmentwise`: the highest segment; `attention`: the highest norm_att * segmentwise.
+
+    Raises: UserError where the head is unknown.
     """
     if head == "clipwise":
         return outputs["clipwise"]
-    segments = outputs["segmentwise"]
-    return ops.max(segments * outputs["norm_att"] if head == "attention" else segments, axis=1)
+    if head == "segmentwise":
+        return ops.max(outputs["segmentwise"], axis=1)
+    if head == "attention":
+        return ops.max(outputs["segmentwise"] * outputs["norm_att"], axis=1)
+    raise UserError(f"head {head!r}: one of clipwise, segmentwise, attention")
 
 
 def seeded(network: keras.Model, seed: Any, *args: Any, **kwargs: Any) -> Any:

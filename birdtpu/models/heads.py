@@ -18,8 +18,7 @@ def attention(feature_map: Any, *, classes: int, features: int, dropout: float, 
         dropout: Rate before and after it.
         bound: See `AttentionHead`.
 
-    Returns: dict of `clipwise` `(batch, classes)`, `segmentwise`, `norm_att` `(batch, segments, classes)` and
-    `embedding` `(batch, features)`.
+    Returns: the dict of `AttentionHead`, and `embedding` `(batch, features)`.
     """
     x = ops.mean(feature_map, axis=2)
     x = layers.MaxPooling1D(3, 1, "same", name="highest_nearby")(x) + layers.AveragePooling1D(

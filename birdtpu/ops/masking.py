@@ -1,5 +1,6 @@
 """SpecAugment's masks (Park et al. 2019, arXiv:1904.08779), drawn an example at a time."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,13 @@ def random_bands(units: Any, size: int, max_width: float) -> tuple[Any, Any]:
     Args:
         units: `(batch, bands, 2)` in [0, 1).
         size: Length of the axis.
-        max_width: Widths are uniform in [0, max_width]; a band lies wholly on the axis.
+        max_width: Widths are the whole numbers from 0 to this, equally likely; a band lies wholly on the axis.
 
     Returns: starts and widths, `(batch, bands)` each, whole numbers as float32.
     """
-    width = ops.floor(units[..., 0] * (min(max_width, size) + 1))
+    # A share of an axis carries rounding: 0.29 * 100 is less than 29.
+    widest = math.floor(min(max_width, size) + 1e-6)
+    width = ops.floor(units[..., 0] * (widest + 1))
     start = ops.floor(units[..., 1] * (size - width + 1))
     return start, width
 

@@ -22,18 +22,30 @@ def squash(attention: Any, kind: str) -> Any:
     raise ValueError(f"unknown attention bound {kind!r}: one of tanh, soft, clamp")
 
 
-def attend(attention: Any, segmentwise: Any) -> tuple[Any, Any]:
+def attend(attention: Any, logits: Any) -> dict[str, Any]:
     """Pool segments by a softmax over time.
 
     Args:
         attention: `(batch, segments, classes)` bounded logits.
-        segmentwise: `(batch, segments, classes)` probabilities.
+        logits: `(batch, segments, classes)` of the classes in each segment.
 
-    Returns: clipwise `(batch, classes)` and norm_att `(batch, segments, classes)`, which sums to 1 over segments.
+    Returns: `segmentwise` and `segmentwise_logits`, `norm_att` (which sums to 1 over segments), all
+        `(batch, segments, classes)`; `clipwise` and `clipwise_logits`, `(batch, classes)`. The clip's logits come from
+        the logarithms of its probability and of one less it, each summed by itself: they are exact where the
+        probability has long been rounded to 0 or 1.
     Source: Kong et al. 2020, "PANNs", arXiv:1912.10211, and its attention block.
     """
-    norm_att = ops.softmax(attention, axis=1)
-    return ops.sum(norm_att * segmentwise, axis=1), norm_att
+    log_att = ops.log_softmax(attention, axis=1)
+    norm_att, segmentwise = ops.exp(log_att), ops.sigmoid(logits)
+    present = ops.logsumexp(log_att + ops.log_sigmoid(logits), axis=1)
+    absent = ops.logsumexp(log_att + ops.log_sigmoid(-logits), axis=1)
+    return {
+        "clipwise": ops.sum(norm_att * segmentwise, axis=1),
+        "clipwise_logits": present - absent,
+        "segmentwise": segmentwise,
+        "segmentwise_logits": logits,
+        "norm_att": norm_att,
+    }
 
 
 def over_frames(segments: Any, frames: int) -> Any:

@@ -37,9 +37,9 @@ def loss_of(outputs: dict[str, Any], targets: Any, mask: Any, weight: Any, train
     Args:
         outputs: Of the network. targets, mask: `(batch, classes)`. weight: `(batch,)`.
     """
-    cost = losses.binary_cross_entropy(outputs["clipwise"], targets, mask, train.label_smoothing)
+    cost = losses.binary_cross_entropy(outputs["clipwise_logits"], targets, mask, train.label_smoothing)
     if train.segment_loss:
-        highest = ops.max(outputs["segmentwise"], axis=1)
+        highest = ops.max(outputs["segmentwise_logits"], axis=1)
         cost += train.segment_loss * losses.binary_cross_entropy(highest, targets, mask, train.label_smoothing)
     return ops.sum(cost * weight) / train.batch_size
 
@@ -47,6 +47,13 @@ def loss_of(outputs: dict[str, Any], targets: Any, mask: Any, weight: Any, train
 def ema_decay_at(step: Any, decay: float) -> Any:
     """The average's decay, small in the first steps: `min(decay, (1 + step) / (10 + step))`."""
     return ops.minimum(decay, (1 + step) / (10 + step))
+
+
+def follow(average: Any, value: Any, decay: Any) -> Any:
+    """The next value of a weight's average; a whole number, such as a layer's counter, is taken as it is."""
+    if "float" not in keras.backend.standardize_dtype(value.dtype):
+        return value
+    return average - (1 - decay) * (average - value)
 
 
 class TensorFlowStep:
@@ -76,7 +83,7 @@ class TensorFlowStep:
             optimizer.apply(tape.gradient(loss, [v.value for v in variables]), variables)
             decay = tf.cast(ema_decay_at(tf.cast(self.step, tf.float32), train.ema_decay), tf.float32)
             for average, variable in zip(self.ema, network.variables, strict=True):
-                average.assign_sub((1 - decay) * (average - tf.cast(variable.value, average.dtype)))
+                average.assign(follow(average, variable.value, decay))
             self.step.assign_add(1)
             return loss
 
@@ -130,7 +137,7 @@ class JaxStep:
             )
             weights, slots = optimizer.stateless_apply(state["optimizer"], gradients, state["trainable"])
             decay = ema_decay_at(ops.cast(state["step"], "float32"), train.ema_decay)
-            ema = [a - (1 - decay) * (a - v) for a, v in zip(state["ema"], (*weights, *fixed), strict=True)]
+            ema = [follow(a, v, decay) for a, v in zip(state["ema"], (*weights, *fixed), strict=True)]
             step = state["step"] + 1
             return {"trainable": weights, "fixed": fixed, "optimizer": slots, "ema": ema, "step": step}, loss
 

@@ -1,25 +1,33 @@
 """Train and test every fold, resumably, into one table."""
 
+import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from birdtpu import metrics, storage
+from birdtpu.data import plan as planning
 from birdtpu.errors import UserError
 from birdtpu.evaluation.evaluate import Evaluation, evaluate_recordings
 from birdtpu.evaluation.report import write_report
-from birdtpu.recipe import Recipe, load_recipe
-from birdtpu.run import open_run
-from birdtpu.workflows.evaluate import held_out
+from birdtpu.recipe import Recipe
+from birdtpu.run import Run, open_run
+from birdtpu.workflows.arguments import PathLike, paths_of, recipe_of
+from birdtpu.workflows.evaluate import clip_scores, held_out, of_known_species
 from birdtpu.workflows.predict import load
-from birdtpu.workflows.train import open_prepared, train, with_folds
+from birdtpu.workflows.train import data_info, open_prepared, train, with_folds
 
 METRICS = ("macro_average_precision", "macro_roc_auc", "micro_f1", "lwlrap", "padded_cmap", "recording_accuracy")
 
 
 def cross_validate(
-    recipe: Recipe | str, data: str | Sequence[str], run: str, *, settings: Sequence[str] = ()
+    recipe: Recipe | PathLike,
+    data: PathLike | Sequence[PathLike],
+    run: PathLike,
+    *,
+    settings: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Train on all folds but one and test on that one, for each; finished folds are not done again.
 
@@ -32,30 +40,26 @@ def cross_validate(
 
     Returns: a row a fold, then `mean` (over the folds) and `pooled` (all recordings at once): `fold`, the metrics and
     training seconds; in `*_low` and `*_high` the pooled metrics' intervals, and for the mean macro average precision
-    that of the mean, from a bootstrap of the recordings inside each fold.
-    Raises: UserError where a fold's run is of another recipe.
+    that of the mean, from a bootstrap of the recordings inside each fold (none where a fold tests a single one).
+    Raises: UserError, before anything is trained, where there is no fold to test, or a fold's run is of another recipe,
+        of other data or of other folds.
     """
-    recipe = load_recipe(recipe, settings) if isinstance(recipe, str) else recipe
-    folders = [data] if isinstance(data, str) else list(data)
+    recipe, folders, run = recipe_of(recipe, settings), paths_of(data), os.fspath(run)
     recordings = with_folds(recipe, open_prepared(recipe, folders).tables.recordings)
-    folds = sorted(set(recordings["fold"]) - {"", "train", "validation"}, key=lambda f: (len(f), f))
+    homes = {fold: storage.join(run, f"fold-{fold}") for fold in _tested_folds(recordings)}
+    finished = [fold for fold, home in homes.items() if _is_finished(home, fold, recipe, folders, recordings)]
     rows, clips, tested, draws = [], {}, [], []
-    for fold in folds:
-        home = storage.join(run, f"fold-{fold}")
-        done = storage.exists(storage.join(home, "run.json")) and open_run(home)
-        if done and done.recipe.hash != recipe.hash:
-            raise UserError(
-                f"run {home}: is of another recipe ({done.recipe.hash}, not {recipe.hash}); take another folder"
-            )
-        if not (done and done.finished):
-            print(f"fold {fold} of {', '.join(folds)}", flush=True)
+    for fold, home in homes.items():
+        if fold not in finished:
+            print(f"fold {fold} of {', '.join(homes)}", flush=True)
             train(recipe, folders, home, fold=fold)
         predictor = load(home)
         truth, scored, _ = held_out(predictor, folders)
-        part = {name: scores.scores for name, scores in scored.items()}
+        known = of_known_species(truth.recordings, predictor.classes)
+        part = clip_scores(known["recording"], scored)
         common = {"thresholds": predictor.thresholds, "top_clips": recipe.evaluate.top_clips}
         common["draws"] = recipe.evaluate.bootstrap
-        found = evaluate_recordings(part, truth.recordings, predictor.classes, **common)
+        found = evaluate_recordings(part, known, predictor.classes, **common)
         write_report(found, storage.join(home, "evaluation"))
         draws.append(_average_precision_draws(found, recipe.evaluate.bootstrap, seed=len(draws)))
         seconds = pd.read_csv(storage.join(home, "log.csv"))["seconds"].sum()
@@ -63,18 +67,72 @@ def cross_validate(
             {"fold": fold, **{m: found.result[m]["value"] for m in METRICS}, "train_seconds": round(seconds, 1)}
         )
         clips |= part
-        tested.append(truth.recordings)
-    table = pd.DataFrame(rows)
-    mean = {"fold": "mean", **table.drop(columns="fold").mean().to_dict()}
-    spread = metrics.interval(mean["macro_average_precision"], np.mean(draws, axis=0))
-    mean |= {"macro_average_precision_low": spread.low, "macro_average_precision_high": spread.high}
+        tested.append(known)
+    # A metric that a fold leaves undefined is None.
+    table = pd.DataFrame(rows).astype(dict.fromkeys(METRICS, float))
     pooled = evaluate_recordings(clips, pd.concat(tested), predictor.classes, **common)
     write_report(pooled, storage.join(run, "pooled"))
     last = {"fold": "pooled", **{m: pooled.result[m]["value"] for m in METRICS}}
     last |= {f"{m}_{end}": pooled.result[m][end] for m in METRICS for end in ("low", "high")}
-    table = pd.concat([table, pd.DataFrame([mean, last])], ignore_index=True)
+    table = pd.concat([table, pd.DataFrame([mean_of_folds(table, draws), last])], ignore_index=True)
     storage.write_text(storage.join(run, "cross_validation.csv"), table.to_csv(index=False, lineterminator="\n"))
     return table
+
+
+def _tested_folds(recordings: pd.DataFrame) -> list[str]:
+    """The folds that are tested in turn.
+
+    Raises: UserError where there is none, or one that cannot be tested by itself.
+    """
+    folds = sorted(set(recordings["fold"]) - {"", "train", "validation"}, key=lambda fold: (len(fold), fold))
+    if not folds:
+        raise UserError("cross-validation: no recording is ever tested; give folds.split a test part, or leave it away")
+    if "test" in folds and len(folds) > 1:
+        raise UserError(f"cross-validation: the fold test would be tested with each of {', '.join(folds)}; number it")
+    labelled = set(recordings.loc[recordings["primary_label"] != "", "fold"])
+    for fold in folds:
+        if fold not in labelled:
+            raise UserError(f"cross-validation: no recording of fold {fold} has a primary label; call that fold train")
+    return folds
+
+
+def _is_finished(home: str, fold: str, recipe: Recipe, folders: list[str], recordings: pd.DataFrame) -> bool:
+    """Whether a fold's run stands already. Raises UserError where it is the run of something else."""
+    if not storage.exists(storage.join(home, "run.json")):
+        return False
+    done = open_run(home)
+    other = ""
+    if done.recipe.hash != recipe.hash:
+        other = f"another recipe ({done.recipe.hash}, not {recipe.hash})"
+    # Moved data is the same data.
+    elif done.finished and done.info.get("data_crc32c") != data_info(folders)["data_crc32c"]:
+        other = f"other data ({', '.join(done.info['data'])}, or what lay there then)"
+    elif done.finished and _has_other_folds(done, set(recordings.loc[recordings["fold"] == fold, "recording"])):
+        other = "other folds"
+    if other:
+        raise UserError(f"run {home}: is of {other}; give another --run folder")
+    return done.finished
+
+
+def _has_other_folds(done: Run, fold: set[str]) -> bool:
+    """Whether a run tested other recordings of its plan than those of this fold."""
+    plan = planning.load_plan(done.path("plan.csv"))
+    recording = plan["record"].str.rsplit("/", n=1).str[0]
+    return set(recording[plan["role"] == "test"]) != fold & set(recording)
+
+
+def mean_of_folds(rows: pd.DataFrame, draws: Sequence[np.ndarray]) -> dict[str, Any]:
+    """The row `mean` of the table.
+
+    Args:
+        rows: A row a fold.
+        draws: Each fold's macro average precision over resampled recordings: `(draws,)`, or none of a fold with a
+            single recording, which says nothing of its spread; then the mean has no interval.
+    """
+    mean = {"fold": "mean", **rows.drop(columns="fold").mean().to_dict()}
+    of_mean = np.mean(draws, axis=0) if all(map(len, draws)) else np.empty(0)
+    spread = metrics.interval(mean["macro_average_precision"], of_mean)
+    return mean | {"macro_average_precision_low": spread.low, "macro_average_precision_high": spread.high}
 
 
 def _average_precision_draws(found: Evaluation, draws: int, seed: int) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Score a run: on the fold it held out, or on any labelled folder."""
 
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,19 +21,20 @@ from birdtpu.inference.outputs.csv import write_failures
 from birdtpu.inference.timeline import row_scores
 from birdtpu.run import Run
 from birdtpu.species import ClassList
+from birdtpu.workflows.arguments import PathLike, paths_of
 from birdtpu.workflows.predict import Predictor, load, reason_of
 from birdtpu.workflows.train import Prepared, open_prepared
 
 
 def evaluate(
-    run: str | Run,
+    run: PathLike | Run,
     *,
-    audio: str | None = None,
-    table: str | None = None,
-    data: str | Sequence[str] | None = None,
+    audio: PathLike | None = None,
+    table: PathLike | None = None,
+    data: PathLike | Sequence[PathLike] | None = None,
     by: str = "recording",
     head: str | None = None,
-    output: str | None = None,
+    output: PathLike | None = None,
 ) -> tuple[Evaluation, list[tuple[str, str]]]:
     """Score a run.
 
@@ -40,28 +42,32 @@ def evaluate(
         run: A finished run.
         audio: A labelled folder; None: the fold that the run held out, from its prepared recordings.
         table: The folder's table, where it has none of its own.
-        data: Prepared folders instead of those that the run remembers.
+        data: Prepared folders instead of those that the run remembers, for the fold that it held out.
         by: `recording`, or `row`: 5-s rows against annotations, nocall included.
         head: Instead of the recipe's.
         output: Folder for metrics.json, per_class.csv, confusion.png and precision_recall.png.
 
     Returns: the evaluation, whose `result` is what metrics.json holds; and (file, reason) of broken files.
-    Raises: UserError where there is nothing to score on.
+    Raises: UserError where there is nothing to score on, or arguments contradict each other.
     """
     if by not in ("recording", "row"):
         raise UserError(f"by {by!r}: recording or row")
+    if audio is None and table is not None:
+        raise UserError(f"table {table}: it labels a folder of audio; give that too (--audio)")
+    if audio is not None and data:
+        raise UserError("audio and data: give --audio to score a labelled folder, or --data for the held-out fold")
     predictor = load(run, head)
     if audio is None:
         truth, scored, failures = held_out(predictor, data)
     else:
-        truth, scored, failures = _folder(predictor, audio, table)
+        truth, scored, failures = _folder(predictor, os.fspath(audio), None if table is None else os.fspath(table))
     if not scored:
         raise UserError("evaluation: no recording could be scored" + (f" ({failures[0][1]})" if failures else ""))
     recipe = predictor.recipe
     settings = {"thresholds": predictor.thresholds, "draws": recipe.evaluate.bootstrap}
     if by == "recording":
-        known = _of_known_species(truth.recordings, predictor.classes)
-        clips = {name: scores.scores for name, scores in scored.items() if name in set(known["recording"])}
+        known = of_known_species(truth.recordings, predictor.classes)
+        clips = clip_scores(known["recording"], scored)
         top = recipe.evaluate.top_clips
         found = evaluate_recordings(clips, known, predictor.classes, top_clips=top, **settings)
     else:
@@ -72,7 +78,12 @@ def evaluate(
     return found, failures
 
 
-def _of_known_species(recordings: pd.DataFrame, classes: ClassList) -> pd.DataFrame:
+def clip_scores(recordings: Collection[str], scored: dict[str, engine.Scores]) -> dict[str, np.ndarray]:
+    """The scores of these recordings' clips; those that could not be scored are left out."""
+    return {name: scored[name].scores for name in recordings if name in scored}
+
+
+def of_known_species(recordings: pd.DataFrame, classes: ClassList) -> pd.DataFrame:
     """The recordings whose primary label the model knows; warns of the others.
 
     Raises: UserError where there is none.
@@ -92,18 +103,18 @@ def _of_known_species(recordings: pd.DataFrame, classes: ClassList) -> pd.DataFr
 
 
 def held_out(
-    predictor: Predictor, data: str | Sequence[str] | None
+    predictor: Predictor, data: PathLike | Sequence[PathLike] | None
 ) -> tuple[tables.Tables, dict[str, engine.Scores], list[tuple[str, str]]]:
     """The tested fold's tables and scores, from the shards."""
     run = predictor.run
-    folders = [data] if isinstance(data, str) else list(data or run.info["data"])
+    folders = paths_of(data or run.info["data"])
     plan = planning.load_plan(run.path("plan.csv"))
     names = set(plan.loc[plan["role"] == "test", "record"].str.rsplit("/", n=1).str[0])
     if not names:
         raise UserError(
             f"run {run.folder}: was trained on everything and held nothing out; give --audio a labelled folder"
         )
-    prepared: Prepared = open_prepared(run.recipe, folders)
+    prepared: Prepared = open_prepared(run.recipe, folders, run.classes if run.recipe.labels.classes else None)
     recordings = prepared.tables.recordings
     tested = recordings[recordings["recording"].isin(names)]
     if tested.empty:
@@ -116,7 +127,7 @@ def held_out(
     for recording, rows in prepared.records[prepared.records["recording"].isin(tested["recording"])].groupby(
         "recording"
     ):
-        folder = rows["folder"].iloc[0]
+        folder = folders[rows["folder"].iloc[0]]
         sources.append(engine.Source(str(recording), partial(shards.read_recording, folder, rows)))
     scored = {scores.key: scores for scores in predictor.score(sources)}
     annotations = prepared.tables.annotations

@@ -1,5 +1,6 @@
 """A trained run on audio files."""
 
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -10,13 +11,17 @@ import numpy as np
 import pandas as pd
 
 from birdtpu.data import audio as reading
-from birdtpu.data.sources.lookup import AUDIO_SUFFIXES
+from birdtpu.data.sources import lookup
 from birdtpu.errors import UserError
 from birdtpu.inference import engine, timeline
+from birdtpu.ops.framing import frame_count
 from birdtpu.run import Run, open_run
+from birdtpu.workflows.arguments import PathLike, paths_of
 
 # A picture holds its recording in memory, and a longer one shows no song.
 MOST_PLOTTED_SECONDS = 1800
+# Frames overlap: those of a whole recording at once would take many times its own memory.
+MEL_BLOCK_SECONDS = 60
 
 
 class Predictor:
@@ -26,7 +31,7 @@ class Predictor:
         run: A finished run.
         head: `clipwise`, `segmentwise` or `attention`; None: the recipe's.
 
-    Attributes: `run`, `classes`, `recipe`, `head`.
+    Attributes: `run`, `classes`, `recipe`, `head`, and `thresholds (classes,)`: the run's saved ones, else the head's.
     """
 
     def __init__(self, run: Run, head: str | None = None) -> None:
@@ -37,18 +42,14 @@ class Predictor:
         self.head = head or self.recipe.predict.head
         if self.head not in self.recipe.predict.thresholds:
             raise UserError(f"head {self.head!r}: one of {', '.join(self.recipe.predict.thresholds)}")
+        saved = run.thresholds(self.head)
+        self.thresholds = np.array([saved[code] for code in self.classes.codes])
         self.model = SoundEventModel(self.recipe, len(self.classes), weights="none")
         run.load_weights(self.model.network)
         self._predict = keras_predict(self.model, self.head)
 
     def __repr__(self) -> str:
         return f"<birdtpu {self.recipe.name}: {len(self.classes)} species, {self.run.folder}>"
-
-    @property
-    def thresholds(self) -> np.ndarray:
-        """`(classes,)`: the run's saved thresholds, else the head's."""
-        saved = self.run.thresholds(self.head)
-        return np.array([saved[code] for code in self.classes.codes])
 
     def score(self, sources: Iterable[engine.Source]) -> Iterator[engine.Scores]:
         """Scores of any sources of audio at the recipe's sample rate (see `inference.engine`)."""
@@ -70,7 +71,7 @@ class Predictor:
         blocks = partial(reading.stream, sample_rate=self.recipe.audio.sample_rate, channel=channel)
         return self.score(engine.Source(str(file), partial(blocks, file)) for file in files)
 
-    def predict(self, audio: str | Sequence[str], *, threshold: float | None = None) -> pd.DataFrame:
+    def predict(self, audio: PathLike | Sequence[PathLike], *, threshold: float | None = None) -> pd.DataFrame:
         """What sings, and when.
 
         Args:
@@ -107,57 +108,65 @@ class Predictor:
             duration_seconds=scores.duration_seconds,
         )
 
-    def log_mel_db(self, file: str, channel: str | None = None) -> np.ndarray:
+    def log_mel_db(self, file: PathLike, channel: str | None = None) -> np.ndarray:
         """A file's log-mel for a picture: `(frames, mels)` in dB. The whole file is read into memory."""
         import keras
 
-        channel = channel or self.recipe.audio.channel
-        samples = reading.read(file, sample_rate=self.recipe.audio.sample_rate, channel=channel)
-        power = keras.ops.convert_to_numpy(self.model.mel(samples[None]))[0]
-        return 10 * np.log10(np.maximum(power, 1e-10))
+        rate, frontend = self.recipe.audio.sample_rate, self.recipe.frontend
+        samples = reading.read(file, sample_rate=rate, channel=channel or self.recipe.audio.channel)
+        hop = frontend.hop_length
+        frames = frame_count(len(samples), hop)
+        step = min(max(1, MEL_BLOCK_SECONDS * rate // hop), frames)
+        # Frames at either end of a block that reach beyond it; at the recording's own ends is silence.
+        edge = -(-frontend.n_fft // (2 * hop))
+        samples = np.pad(samples, (edge * hop, (edge + step) * hop))
+        power = []
+        for first in range(0, frames, step):
+            block = samples[first * hop : (first + step + 2 * edge) * hop]
+            power.append(keras.ops.convert_to_numpy(self.model.mel(block[None]))[0, edge : edge + step])
+        return 10 * np.log10(np.maximum(np.concatenate(power)[:frames], 1e-10))
 
 
-def load(run: str | Run, head: str | None = None) -> Predictor:
+def load(run: PathLike | Run, head: str | None = None) -> Predictor:
     """A finished run, ready to predict.
 
     Raises: UserError where the folder is no finished run or its weights are damaged.
     """
-    return Predictor(open_run(run) if isinstance(run, str) else run, head)
+    return Predictor(run if isinstance(run, Run) else open_run(run), head)
 
 
-def audio_files(audio: str | Sequence[str]) -> list[tuple[str, str]]:
+def audio_files(audio: PathLike | Sequence[PathLike]) -> list[tuple[str, str]]:
     """(name relative to what was asked for, path) of files, and of the audio files in folders, sorted.
+
+    Folders are walked as `prepare` walks them; a name that is no UTF-8 is kept as the system gives it.
 
     Raises: UserError where a path is not there, a folder holds no audio, or two files have one name.
     """
     found: dict[str, str] = {}
-    for item in [audio] if isinstance(audio, str) else audio:
+    for item in paths_of(audio):
         path = Path(item)
         if not path.exists():
             raise UserError(f"{item}: no such file or folder")
-        files = (
-            [path]
-            if path.is_file()
-            else sorted(file for file in path.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file())
-        )
+        files = {path.name: path}
+        if path.is_dir():
+            files = {name: path / name for name in sorted(lookup.walk(item)) if lookup.is_audio(name)}
         if not files:
             raise UserError(f"{item}: no audio file in this folder")
-        for file in files:
-            name = file.name if path.is_file() else file.relative_to(path).as_posix()
+        for name, file in files.items():
             if found.setdefault(name, str(file)) != str(file):
                 raise UserError(f"{file} and {found[name]}: both are named {name}; predict them into two folders")
     return list(found.items())
 
 
 def predict(
-    run: str | Run,
-    audio: str | Sequence[str],
-    output: str,
+    run: PathLike | Run,
+    audio: PathLike | Sequence[PathLike],
+    output: PathLike,
     *,
     head: str | None = None,
     threshold: float | None = None,
     channel: str | None = None,
-    submission: str | None = None,
+    submission: PathLike | None = None,
     plots: bool = False,
 ) -> tuple[int, list[tuple[str, str]]]:
     """Score files and write what they hold: a CSV of segments a file, and `failures.csv`.
@@ -172,7 +181,7 @@ def predict(
         plots: Also a picture a file of up to `MOST_PLOTTED_SECONDS`.
 
     Returns: how many files were scored, and (file, reason) of those that were not.
-    Raises: UserError where a path is wrong; broken audio is no error.
+    Raises: UserError where a path or the sample is wrong, before anything is scored; broken audio is no error.
     """
     from tqdm.auto import tqdm
 
@@ -180,10 +189,13 @@ def predict(
     from birdtpu.inference.outputs import csv as sheets
     from birdtpu.inference.outputs import submission as filling
 
-    predictor = load(run, head)
+    run, output = run if isinstance(run, Run) else open_run(run), os.fspath(output)
     names = {path: name for name, path in audio_files(audio)}
     if submission:
         _one_file_a_stem(names)
+        filling.check_sample(submission, run.classes)
+    storage.makedirs(output)
+    predictor = load(run, head)
     failures: list[tuple[str, str]] = []
     stems: dict[str, Any] = {}
     limit = predictor.thresholds if threshold is None else threshold

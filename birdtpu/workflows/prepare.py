@@ -1,30 +1,50 @@
 """From folders of recordings to a prepared folder."""
 
+import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from birdtpu import storage
 from birdtpu.data import folds as folding
 from birdtpu.data import prepare as preparing
 from birdtpu.data import tables as tabling
+from birdtpu.data.sources.lookup import AudioFolder, is_audio
 from birdtpu.errors import UserError
-from birdtpu.recipe import Recipe, load_recipe
+from birdtpu.recipe import Recipe
+from birdtpu.workflows.arguments import PathLike, paths_of, recipe_of
+
+TABLES_REPORT = "tables_report.json"
+
+
+@dataclass(frozen=True)
+class Report(preparing.Report):
+    """What `prepare` did, from the tables on.
+
+    Args:
+        tables: What became of the tables, as `data.tables.Tables.report` has it; and `unused`: the audio files that no
+            table names, or that copy a recording of another file.
+    """
+
+    tables: dict[str, Any] = field(default_factory=dict)
 
 
 def prepare(
-    recipe: Recipe | str,
-    audio: str | Sequence[str],
-    output: str,
+    recipe: Recipe | PathLike,
+    audio: PathLike | Sequence[PathLike],
+    output: PathLike,
     *,
-    table: str | Sequence[str | None] | None = None,
-    folds: str | None = None,
-    taxonomy: str | None = None,
+    table: PathLike | Sequence[PathLike | None] | None = None,
+    folds: PathLike | None = None,
+    taxonomy: PathLike | None = None,
     workers: int | None = None,
     settings: Sequence[str] = (),
-) -> preparing.Report:
+) -> Report:
     """Decode recordings once, for any number of trainings.
 
     Args:
@@ -37,27 +57,25 @@ def prepare(
         workers: Processes that decode; None: one a core.
         settings: Changes to the recipe, as `table.key=value`.
 
+    Returns: what was done; its `tables` are written beside the shards too (`TABLES_REPORT`).
     Raises: UserError on a wrong path or table, or where no recording is left.
     """
-    recipe = load_recipe(recipe, settings) if isinstance(recipe, str) else recipe
-    folders = [audio] if isinstance(audio, str) else list(audio)
-    given = [table] if isinstance(table, str) or table is None else list(table)
+    recipe, folders = recipe_of(recipe, settings), paths_of(audio)
+    given = [table] if table is None or isinstance(table, str | os.PathLike) else list(table)
+    taxonomy = None if taxonomy is None else os.fspath(taxonomy)
     if len(given) > len(folders):
         raise UserError(f"{len(given)} tables for {len(folders)} audio folders: give --table after its --audio")
     names = _data_set_names(folders)
     parts, homes = [], {}
     for folder, csv, name in zip_longest(folders, given[: len(folders)], names):
+        csv = None if csv is None else os.fspath(csv)
         part = tabling.read_tables(folder, csv, data_set=name, taxonomy=taxonomy)
         homes[name] = folder
-        parts.append(part)
+        parts.append(replace(part, report={**part.report, "unused": _unused(folder, part)}))
     merged = tabling.merge_tables(parts) if len(parts) > 1 else parts[0]
     if folds:
-        merged = tabling.Tables(
-            merged.recordings.assign(fold=folding.folds_from_csv(folds, merged.recordings)),
-            merged.annotations,
-            merged.species,
-            merged.report,
-        )
+        fold = folding.folds_from_csv(folds, merged.recordings)
+        merged = replace(merged, recordings=merged.recordings.assign(fold=fold))
     from tqdm.auto import tqdm
 
     bar = tqdm(total=len(merged.recordings), unit=" files", disable=None)
@@ -67,7 +85,7 @@ def prepare(
         bar.update(done - bar.n)
 
     with bar:
-        return preparing.prepare(
+        done = preparing.prepare(
             merged,
             homes,
             output,
@@ -78,6 +96,47 @@ def prepare(
             min_seconds=recipe.audio.min_seconds,
             progress=progress,
         )
+    # It tells of the tables' own paths, so it is none of the files that are the same wherever the input lies.
+    storage.write_text(storage.join(output, TABLES_REPORT), json.dumps(merged.report, indent=1) + "\n")
+    return Report(**vars(done), tables=merged.report)
+
+
+def report_lines(report: Report) -> list[str]:
+    """A line for each kind of thing that was left out, passed over or joined, beside failures and files not found."""
+    tables = report.tables
+    named = {
+        "files.csv": {
+            "damaged files gave audio all the same": list(dict(report.warnings)),
+            "files repeat a recording and were left out": list(dict(report.duplicates)),
+        },
+        TABLES_REPORT: {
+            "audio files are not used: no table names them, or they copy one that is": tables["unused"],
+            "audio files lie in no folder of a species and are not used": tables["unlabelled"],
+            "tables name no file here and were passed over": tables["skipped"],
+            "recordings of no known species were left out": tables["dropped"]["recordings"],
+            "secondary labels without a code were dropped": tables["dropped"]["secondary_labels"],
+        },
+    }
+    counted = {
+        "rows name a recording once more: their labels were joined": tables["repeated"],
+        "files share a xeno-canto number under different names: each is a recording": tables["pieces"],
+        "recordings stand in two data sets: their labels were joined": tables.get("in_two_data_sets", 0),
+        "annotations are of files that failed": report.lost_annotations,
+    }
+    lines = []
+    for where, kinds in named.items():
+        for what, names in kinds.items():
+            if names:
+                count = sum(names.values()) if isinstance(names, dict) else len(names)
+                example = next(iter(names)) + (", ..." if len(names) > 1 else "")
+                lines.append(f"{count} {what} ({example}); {where} names them")
+    return lines + [f"{count} {what}" for what, count in counted.items() if count]
+
+
+def _unused(folder: str, part: tabling.Tables) -> list[str]:
+    """The audio files of a folder that gave no recording, but for those that its report names."""
+    known = {*part.recordings["path"], *part.report["unlabelled"]}
+    return [file for file in AudioFolder(folder).files if is_audio(file) and file not in known]
 
 
 def _data_set_names(folders: Sequence[str]) -> list[str | None]:

@@ -1,5 +1,7 @@
 """Train a recipe on prepared recordings."""
 
+import importlib.util
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,14 +17,15 @@ from birdtpu.data import folds as folding
 from birdtpu.data import plan as planning
 from birdtpu.data import shards, tables
 from birdtpu.errors import UserError
-from birdtpu.recipe import Recipe, load_recipe
+from birdtpu.recipe import Recipe
 from birdtpu.run import Run, open_run
 from birdtpu.species import ClassList
+from birdtpu.workflows.arguments import PathLike, paths_of, recipe_of
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Prepared folders as one: tables, records with the folder each lies in, and what the recipe leaves of them."""
+    """Prepared folders as one: what the recipe leaves of their tables, and all their records (`load_all_records`)."""
 
     folders: list[str]
     tables: tables.Tables
@@ -30,9 +33,9 @@ class Prepared:
 
 
 def train(
-    recipe: Recipe | str,
-    data: str | Sequence[str],
-    run: str,
+    recipe: Recipe | PathLike,
+    data: PathLike | Sequence[PathLike],
+    run: PathLike,
     *,
     fold: str | int | None = None,
     settings: Sequence[str] = (),
@@ -49,32 +52,44 @@ def train(
     Returns: the finished run.
     Raises: UserError where recipe, data and fold do not fit each other.
     """
-    recipe = load_recipe(recipe, settings) if isinstance(recipe, str) else recipe
-    folders = [data] if isinstance(data, str) else list(data)
+    recipe, folders, run = recipe_of(recipe, settings), paths_of(data), os.fspath(run)
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UserError("training reads its shards by TensorFlow, on either backend: pip install 'birdtpu[cpu]'")
     if storage.exists(storage.join(run, "run.json")) and open_run(run).finished:
         raise UserError(f"run {run}: holds a finished run; give another folder or remove it")
     prepared = open_prepared(recipe, folders)
     classes, plan, balance_report = make_plan(recipe, prepared, fold)
-    info = {"version": __version__, "data": [_absolute(path) for path in folders], "fold": _text(fold)}
+    info = {"version": __version__, **data_info(folders), "fold": _text(fold)}
     draft = Run(run, recipe, classes, info)
     # Before anything is written: a backbone or weights that cannot be had end it here.
     model = _model(draft)
     draft.save()
     planning.save_plan(plan, draft.path("plan.csv"))
     storage.write_text(draft.path("balance.csv"), balance_report.to_csv(index=False, lineterminator="\n"))
-    print(planning.plan_report(plan, classes), flush=True)
+    print(_plan_and_balance(plan, classes, balance_report), flush=True)
     return _fit(draft, model, plan, prepared)
 
 
-def open_prepared(recipe: Recipe, folders: Sequence[str]) -> Prepared:
+def data_info(folders: Sequence[str]) -> dict[str, list[str]]:
+    """What a run notes of its data: where it lies, and the checksum of each manifest, which vouches for the rest."""
+    manifests = [storage.read_bytes(storage.join(folder, shards.MANIFEST)) for folder in folders]
+    return {"data": [_absolute(folder) for folder in folders], "data_crc32c": [*map(shards.checksum, manifests)]}
+
+
+def open_prepared(recipe: Recipe, folders: Sequence[str], classes: ClassList | None = None) -> Prepared:
     """The tables and records of prepared folders, with the recipe's filters applied.
+
+    Args:
+        recipe: The recipe.
+        folders: What `prepare` wrote.
+        classes: What a run kept of `labels.classes`, whose path may mean another file by now. None: the path is read.
 
     Raises: UserError where a folder is none, or its sample rate or record length does not fit the recipe, or a primary
         label is not among the recipe's classes.
     """
     if not folders:
         raise UserError("no data: give --data the folder that birdtpu prepare wrote")
-    parts, records = [], []
+    parts = []
     for folder in folders:
         manifest = shards.load_manifest(folder)
         rate, longest = manifest["sample_rate"], manifest["record_seconds"]
@@ -89,9 +104,9 @@ def open_prepared(recipe: Recipe, folders: Sequence[str]) -> Prepared:
                 "prepare it again with this recipe"
             )
         parts.append(tables.load_tables(folder))
-        records.append(shards.load_records(folder).assign(folder=folder))
     merged = tables.merge_tables(parts) if len(parts) > 1 else parts[0]
-    classes = ClassList.from_csv(recipe.labels.classes) if recipe.labels.classes else None
+    if classes is None and recipe.labels.classes:
+        classes = ClassList.from_csv(recipe.labels.classes)
     kept, report = tables.filter_recordings(
         merged,
         classes=classes,
@@ -104,7 +119,7 @@ def open_prepared(recipe: Recipe, folders: Sequence[str]) -> Prepared:
     dropped = sum(report["secondary_outside_classes"].values())
     if dropped:
         warnings.warn(f"{dropped} secondary labels of species outside the classes are dropped", stacklevel=2)
-    return Prepared(list(folders), kept, pd.concat(records, ignore_index=True).drop_duplicates("record"))
+    return Prepared(list(folders), kept, shards.load_all_records(folders))
 
 
 def make_plan(
@@ -153,6 +168,18 @@ def with_folds(recipe: Recipe, recordings: pd.DataFrame) -> pd.DataFrame:
         return recordings.assign(fold=folding.split(recordings, parts=dict(chosen.split), seed=chosen.seed))
     folds = folding.assign_folds(recordings, folds=chosen.count, seed=chosen.seed, rare_at_most=chosen.rare_at_most)
     return recordings.assign(fold=folds)
+
+
+def _plan_and_balance(plan: pd.DataFrame, classes: ClassList, balanced: pd.DataFrame) -> str:
+    """The plan's table, and beside each species what the balance dropped, repeated and left short, where it did."""
+    table = balanced.set_index("species")[["dropped", "repeats", "short_by"]].reindex(classes.codes, fill_value=0)
+    table = table.loc[:, table.any()]
+    lines = planning.plan_report(plan, classes).splitlines()
+    for name in table.columns:
+        column = [name.replace("_", " "), *map(str, table[name])]
+        for i, cell in enumerate(column):
+            lines[i] += "  " + cell.rjust(max(map(len, column)))
+    return "\n".join(lines) + "\n"
 
 
 def _model(draft: Run) -> Any:

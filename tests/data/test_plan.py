@@ -57,7 +57,7 @@ def plan_of(recordings, *, annotations=NO_ANNOTATIONS, sections=None, roles=None
     if sections is None:
         part = recordings[np.asarray(roles) == "train"]
         sections, _ = balance(part, down_to=0, up_to=0, min_section_seconds=5)
-    records = make_records(recordings, options.pop("record_seconds", 20.0))
+    records = make_records(recordings.drop_duplicates("recording"), options.pop("record_seconds", 20.0))
     fixed = {"classes": CLASSES, "clip_seconds": 5.0, "sections": sections, "roles": roles}
     return make_plan(recordings, annotations, records, **{**fixed, **options})
 

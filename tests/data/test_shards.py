@@ -40,6 +40,16 @@ def folder(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "copy")
 
 
+def listed(folder, cuts):
+    """A prepared folder of no more than its list of records: how many seconds the records of each recording hold."""
+    rows = [f"{name}/{i:05d},{name},0,0,9,{i * seconds},{seconds}" for name, seconds, n in cuts for i in range(n)]
+    data = "\n".join([",".join(shards.RECORD_COLUMNS), *rows, ""]).encode()
+    folder.mkdir()
+    (folder / "records.csv").write_bytes(data)
+    (folder / shards.MANIFEST).write_bytes(shards.make_manifest(SETTINGS, [], {"records.csv": data}))
+    return folder
+
+
 def shard(folder, index):
     return folder / shards.FOLDER / shards.shard_name(index, COUNT)
 
@@ -95,6 +105,18 @@ def test_truncation_at_a_records_boundary_is_found(folder):
     (problem,) = shards.verify(folder)
     assert "00001" in problem
     assert "bytes instead of" in problem
+
+
+def test_records_of_several_folders_are_the_firsts_that_has_their_recording(tmp_path):
+    one = listed(tmp_path / "one", [("a", 6, 2)])
+    other = listed(tmp_path / "other", [("a", 4, 3), ("b", 4, 1)])
+    table = shards.load_all_records([one, other, other])
+    assert list(zip(table["record"], table["seconds"], table["folder"], strict=True)) == [
+        ("a/00000", 6, 0),
+        ("a/00001", 6, 0),
+        ("b/00000", 4, 1),
+    ]
+    assert list(shards.load_all_records([other, one])["seconds"]) == [4, 4, 4, 4]
 
 
 def test_a_missing_shard_is_found(folder):

@@ -7,7 +7,7 @@ import pytest
 from birdtpu.errors import UserError
 from birdtpu.inference import timeline
 from birdtpu.inference.outputs.csv import output_name, write_segments
-from birdtpu.inference.outputs.submission import SubmissionWarning, fill_submission, write_submission
+from birdtpu.inference.outputs.submission import SubmissionWarning, check_sample, fill_submission, write_submission
 from birdtpu.species import ClassList
 
 CLASSES = ClassList(("amerob", "123", "yehcar1"))
@@ -147,6 +147,26 @@ def test_commas_at_the_ends_of_rows_shift_nothing(tmp_path):
 def test_samples_that_do_not_fit_are_errors(tmp_path, text, reason):
     with pytest.raises(UserError, match=reason):
         fill(tmp_path, text, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("id,birds\na,b\n", "its columns must be"),
+        ("row_id,x,y\na_5,0,0\n", "knows none of its species"),
+        ("row_id,target\nsoundscape_1_skylar_5,False\n", r"knows none of its species \(skylar\)"),
+    ],
+)
+def test_a_sample_is_checked_without_scores(tmp_path, text, reason):
+    path = tmp_path / "sample.csv"
+    path.write_text(text)
+    with pytest.raises(UserError, match=reason):
+        check_sample(path, CLASSES)
+    with pytest.raises(UserError, match="no such file"):
+        check_sample(tmp_path / "none.csv", CLASSES)
+    for fits in ("row_id,birds\nx_5,\n", "row_id,amerob,unknown\nx_5,0,0\n", "row_id,target\nx_amerob_5,False\n"):
+        path.write_text(fits)
+        check_sample(path, CLASSES)
 
 
 def test_broken_scores_are_errors(tmp_path):

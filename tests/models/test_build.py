@@ -40,7 +40,7 @@ def test_outputs_have_the_contracts_shapes(model):
     segments = out["segmentwise"].shape[1]
     assert {key: value.shape for key, value in out.items()} == {
         "clipwise": (3, 4), "segmentwise": (3, segments, 4), "norm_att": (3, segments, 4), "embedding": (3, 16),
-        "framewise": (3, model.frames, 4),
+        "clipwise_logits": (3, 4), "segmentwise_logits": (3, segments, 4), "framewise": (3, model.frames, 4),
     }  # fmt: skip
     at = [i * segments // model.frames for i in range(model.frames)]
     np.testing.assert_array_equal(out["framewise"], out["segmentwise"][:, at])
@@ -69,6 +69,8 @@ def test_heads_are_what_they_say(model):
     np.testing.assert_array_equal(numpy(clip_scores(out, "segmentwise")), out["segmentwise"].max(axis=1))
     product = (out["segmentwise"] * out["norm_att"]).max(axis=1)
     np.testing.assert_allclose(numpy(clip_scores(out, "attention")), product, rtol=1e-6)
+    with pytest.raises(UserError, match="head 'framewise': one of clipwise"):
+        clip_scores(out, "framewise")
 
 
 def test_augmented_batches_depend_on_their_seeds_alone(model):
@@ -111,18 +113,60 @@ def test_birdcall2020_is_the_write_ups_network():
     assert model.network.count_params() == 23_587_712 + (2048 * 1024 + 1024) + 2 * (1024 * 264 + 264)
 
 
-@pytest.mark.parametrize("name", ["MobileNetV3Small", "EfficientNetB0", "ResNet50V2"])
-def test_backbones_clone_to_the_same_function(name):
-    import tempfile
+def difference(output, truth) -> float:
+    """The largest, as a share of the truth's largest: an untrained EfficientNetB's is about 1e-5."""
+    output, truth = numpy(output), numpy(truth)
+    return np.abs(output - truth).max() / np.abs(truth).max()
 
+
+@pytest.mark.parametrize("name", ["MobileNetV3Small", "EfficientNetB0", "ResNet50V2", "ConvNeXtTiny"])
+def test_backbones_clone_to_the_same_function(name, tmp_path):
     keras.utils.set_random_seed(0)
     original = getattr(keras.applications, name)(include_top=False, weights=None, input_shape=(64, 64, 3))
-    with tempfile.TemporaryDirectory() as folder:
-        path = f"{folder}/backbone.weights.h5"
-        original.save_weights(path)
-        ours = build_backbone(name, (64, 64), path)
+    path = str(tmp_path / "backbone.weights.h5")
+    original.save_weights(path)
+    ours = build_backbone(name, (64, 64), path)
     x = RNG.random((1, 64, 64, 3)).astype(np.float32) * 255
-    np.testing.assert_allclose(numpy(ours(x)), numpy(original(x)), atol=1e-4, rtol=1e-4)
+    assert difference(ours(x), original(x)) < 1e-4
+
+
+def test_imagenets_weights_are_the_same_function_and_stay_it_in_a_run(tmp_path, monkeypatch):
+    # ImageNet's weights of EfficientNetB normalize their pixels: the file stands in for Keras' download.
+    published = keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(32, 32, 3))
+    normalization = published.get_layer(index=2)
+    normalization.adapt_mean.assign([0.485, 0.456, 0.406])
+    normalization.adapt_variance.assign([0.052, 0.050, 0.051])
+    published.save_weights(tmp_path / "published.weights.h5")
+    monkeypatch.setattr("keras.src.utils.file_utils.get_file", lambda *_, **__: str(tmp_path / "published.weights.h5"))
+    original = keras.applications.EfficientNetB0(include_top=False, weights="imagenet", input_shape=(32, 32, 3))
+    x = RNG.random((1, 32, 32, 3)).astype(np.float32) * 255
+
+    trained = build_backbone("EfficientNetB0", (32, 32), "imagenet")
+    assert difference(trained(x), original(x)) < 1e-3
+    trained.save_weights(tmp_path / "run.weights.h5")
+    loaded = build_backbone("EfficientNetB0", (32, 32), str(tmp_path / "run.weights.h5"))
+    assert difference(loaded(x), original(x)) < 1e-3
+    # What Keras does for ImageNet's weights and no others, this test would see.
+    published.load_weights(tmp_path / "published.weights.h5")
+    assert difference(published(x), original(x)) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("backbone", "settings", "size"),
+    [
+        ("small_cnn", ["frontend.n_mels=8"], "51 x 8"),
+        ("InceptionV3", ["frontend.n_mels=64"], "51 x 64"),
+        ("EfficientNetB0", ["frontend.image_size=[8, 8]"], "8 x 8"),
+    ],
+)
+def test_images_too_small_for_the_backbone_are_named(backbone, settings, size):
+    recipe = load_recipe("quickstart", [*TINY, f"model.backbone={backbone}", *settings])
+    with pytest.raises(UserError, match=rf"model\.backbone: .* {size} pixels .* {backbone}.*frontend\.image_size"):
+        SoundEventModel(recipe, 4)
+
+
+def test_a_recipe_may_have_any_name():
+    assert SoundEventModel(load_recipe("quickstart", [*TINY, "name=mine/2nd try"]), 4).network
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path):

@@ -13,18 +13,27 @@ def numpy(x):
 
 def test_attend_matches_a_numpy_twin():
     rng = np.random.default_rng(0)
-    attention, segmentwise = rng.standard_normal((2, 7, 3)), rng.random((2, 7, 3))
+    attention, logits = rng.standard_normal((2, 2, 7, 3))
     weights = np.exp(attention) / np.exp(attention).sum(axis=1, keepdims=True)
-    clipwise, norm_att = pooling.attend(attention.astype(np.float32), segmentwise.astype(np.float32))
-    np.testing.assert_allclose(numpy(norm_att), weights, atol=1e-6)
-    np.testing.assert_allclose(numpy(clipwise), (weights * segmentwise).sum(axis=1), atol=1e-6)
-    np.testing.assert_allclose(numpy(norm_att).sum(axis=1), 1, atol=1e-6)
+    segmentwise = 1 / (1 + np.exp(-logits))
+    clipwise = (weights * segmentwise).sum(axis=1)
+    out = {k: numpy(v) for k, v in pooling.attend(attention.astype("float32"), logits.astype("float32")).items()}
+    np.testing.assert_allclose(out["norm_att"], weights, atol=1e-6)
+    np.testing.assert_allclose(out["segmentwise"], segmentwise, atol=1e-6)
+    np.testing.assert_allclose(out["clipwise"], clipwise, atol=1e-6)
+    np.testing.assert_allclose(out["clipwise_logits"], np.log(clipwise / (1 - clipwise)), atol=1e-5)
 
 
 def test_equal_attention_is_the_mean():
-    segmentwise = np.random.default_rng(1).random((1, 5, 2)).astype(np.float32)
-    clipwise, _ = pooling.attend(np.zeros((1, 5, 2), np.float32), segmentwise)
-    np.testing.assert_allclose(numpy(clipwise), segmentwise.mean(axis=1), atol=1e-6)
+    logits = np.random.default_rng(1).standard_normal((1, 5, 2)).astype(np.float32)
+    out = pooling.attend(np.zeros((1, 5, 2), np.float32), logits)
+    np.testing.assert_allclose(numpy(out["clipwise"]), (1 / (1 + np.exp(-logits))).mean(axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("logit", [-60.0, 60.0])
+def test_certainty_keeps_its_logits(logit):
+    out = pooling.attend(np.zeros((1, 5, 2), np.float32), np.full((1, 5, 2), logit, np.float32))
+    np.testing.assert_allclose(numpy(out["clipwise_logits"]), logit, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,14 @@
 """The training step and the loop."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import ops
 
 from birdtpu.errors import UserError
@@ -13,7 +19,7 @@ from birdtpu.training.loop import fit
 from birdtpu.training.schedules import warmup_cosine
 from birdtpu.training.step import ema_decay_at, make_optimizer, make_step
 
-RNG = np.random.default_rng(0)
+ROOT = Path(__file__).resolve().parents[2]
 SHRUNK = ["audio.clip_seconds=1.0", "audio.margin_seconds=0.25", "audio.record_seconds=2.0", "predict.hop_seconds=0.5",
           "model.weights=none", "model.features=16", "train.batch_size=8"]  # fmt: skip
 
@@ -37,9 +43,7 @@ def made(recipe, classes: int = 3, steps: int = 10):
     return model, make_step(model, optimizer, recipe.train)
 
 
-@pytest.mark.parametrize("name", [name for name in recipe_names() if name != "base"])
-def test_every_recipe_trains_two_steps_when_shrunk(name):
-    recipe = load_recipe(name, [*SHRUNK, "frontend.image_size=[64, 64]"])
+def assert_trains_two_steps(recipe):
     model, step = made(recipe)
     before = [w.copy() for w in step.current()]
     losses = [float(step(batch(recipe, seed=i))) for i in range(2)]
@@ -47,7 +51,57 @@ def test_every_recipe_trains_two_steps_when_shrunk(name):
     changed = [not np.array_equal(a, b) for a, b in zip(before, step.current(), strict=True)]
     assert np.mean(changed) > 0.9
     assert all(np.isfinite(w).all() for w in step.averaged())
-    assert len(step.averaged()) == len(model.network.variables)
+    # The average goes into the network as it is: whole numbers stay whole.
+    assert [w.dtype for w in step.averaged()] == [v.dtype for v in model.network.variables]
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name != "base"])
+def test_every_recipe_trains_two_steps_when_shrunk(name):
+    assert_trains_two_steps(load_recipe(name, [*SHRUNK, "frontend.image_size=[64, 64]"]))
+
+
+FAMILIES = ["ResNet50V2", "InceptionV3", "EfficientNetB0", "EfficientNetV2B0", "MobileNetV3Small", "ConvNeXtTiny"]
+
+
+@pytest.fixture
+def eager():
+    """Steps run as they are written: to compile a large network takes ten times as long."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.mark.parametrize("backbone", FAMILIES)
+def test_every_family_of_backbones_trains_two_steps(backbone, eager):
+    # The least that leaves two segments for the attention.
+    size = "[107, 75]" if backbone == "InceptionV3" else "[64, 32]"
+    small = [*SHRUNK, f"model.backbone={backbone}", f"frontend.image_size={size}"]
+    assert_trains_two_steps(load_recipe("quickstart", small))
+
+
+def test_a_backbone_that_counts_in_whole_numbers_trains_on_jax_too():
+    env = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    env.pop("PYTEST_XDIST_WORKER", None)
+    chosen = f"{__file__}::test_every_family_of_backbones_trains_two_steps[EfficientNetB0]"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", chosen]
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_birdcall2020_compiles_to_the_same_step_with_all_its_augmentation():
+    always = [f"augment.{name}_probability=1" for name in ("pitch", "tempo", "mixup")]
+    images, losses = [], []
+    for jit in (True, False):
+        small = [*SHRUNK, *always, "frontend.image_size=[64, 32]", f"train.jit={'on' if jit else 'off'}"]
+        recipe = load_recipe("birdcall2020", small)
+        tf.config.run_functions_eagerly(not jit)
+        model, step = made(recipe)
+        images.append(tf.function(model.augmented, jit_compile=jit, autograph=False)(batch(recipe))[0].numpy())
+        losses.append(float(step(batch(recipe))))
+        tf.config.run_functions_eagerly(False)
+    np.testing.assert_allclose(images[0], images[1], atol=1e-4)
+    # Batches of noise look alike: fifty normalizations by their small differences amplify rounding.
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
 def test_the_same_seeds_give_the_same_steps():

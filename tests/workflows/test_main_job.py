@@ -1,8 +1,11 @@
 """The main job through the command line: synthesise, prepare, train, evaluate, predict, cross-validate."""
 
 import json
+import os
 import shutil
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,8 +15,12 @@ import birdtpu
 from birdtpu import cli
 from birdtpu.data.synthesis import synthesize
 from birdtpu.errors import UserError
+from birdtpu.recipe import load_recipe
 from birdtpu.run import open_run
+from birdtpu.workflows.cross_validate import mean_of_folds
 from birdtpu.workflows.predict import audio_files
+from birdtpu.workflows.quickstart import quickstart
+from birdtpu.workflows.train import open_prepared
 
 TINY = [
     "audio.clip_seconds=2.0", "audio.margin_seconds=0.5", "audio.record_seconds=6.0", "predict.hop_seconds=1.0",
@@ -47,15 +54,24 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prepared(world, tmp_path_factory):
     out = tmp_path_factory.mktemp("prepared") / "p"
-    birdtpu.prepare("quickstart", str(world / "train_audio"), str(out), settings=TINY)
+    birdtpu.prepare("quickstart", world / "train_audio", out, settings=TINY)
     return out
 
 
 @pytest.fixture(scope="module")
 def run(prepared, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "r"
-    birdtpu.train("quickstart", str(prepared), str(folder), fold=0, settings=TINY)
+    birdtpu.train("quickstart", prepared, folder, fold=0, settings=TINY)
     return folder
+
+
+def some_of(world, audio, count):
+    """A folder of the first recordings of each species."""
+    for species in sorted((world / "train_audio").iterdir()):
+        (audio / species.name).mkdir(parents=True)
+        for path in sorted(species.glob("*.ogg"))[:count]:
+            shutil.copy(path, audio / species.name)
+    return audio
 
 
 def test_prepare_says_what_it_did_and_verify_that_it_is_whole(capsys, world, tmp_path):
@@ -79,8 +95,50 @@ def test_prepare_says_what_it_did_and_verify_that_it_is_whole(capsys, world, tmp
     assert code == 1 and shard.name in err
 
 
+def test_prepare_says_what_became_of_the_tables(capsys, world, tmp_path):
+    audio = some_of(world, tmp_path / "audio", 2)
+    first, second, *rest = sorted(path.relative_to(audio).as_posix() for path in audio.rglob("*.ogg"))
+    damaged = (audio / second).read_bytes()
+    (audio / second).write_bytes(damaged[: len(damaged) * 3 // 4])
+    os.close(os.open(os.fsencode(audio) + b"/caf\xe9.wav", os.O_CREAT))
+    table = tmp_path / "labels.csv"
+    table.write_text(f"filename,label\n{first},wren\n{first},owl\n{second},owl\ngone/1.ogg,owl\n")
+    args = ["prepare", "quickstart", "--audio", audio, "--table", table, "--output", tmp_path / "p", *SET]
+    code, text, err = command(capsys, *args)
+    assert code == 0
+    for line in (
+        f"1 damaged files gave audio all the same (audio/{second}); files.csv names them",
+        f"{len(rest)} audio files are not used: no table names them, or they copy one that is ({rest[0]}, ...); "
+        "tables_report.json names them",
+        "1 rows name a recording once more: their labels were joined",
+    ):
+        assert line in text.splitlines()
+    missing, unreadable = err.splitlines()
+    assert missing.startswith("warning: 1 files could not be used (gone/1.ogg: a table names it, but it is not there)")
+    assert unreadable.startswith("warning: 1 files could not be used (caf\\xe9.wav: its name is not UTF-8")
+    written = (tmp_path / "p" / "tables_report.json").read_text()
+    assert json.loads(written)["missing"] == ["gone/1.ogg"] and json.loads(written)["unused"] == rest
+    assert command(capsys, "verify", tmp_path / "p")[0] == 0
+    assert command(capsys, *args, "--strict")[0] == 1
+    assert (tmp_path / "p" / "tables_report.json").read_text() == written
+
+
+def test_a_recording_that_two_folders_cut_unlike_is_the_firsts(prepared, world, tmp_path):
+    from birdtpu.data.pipeline import open_shelf
+
+    other = tmp_path / "other"
+    birdtpu.prepare("quickstart", some_of(world, tmp_path / "w", 2), other, settings=[*TINY, "audio.record_seconds=4"])
+    recipe = load_recipe("quickstart", TINY)
+    one, both = (open_prepared(recipe, folders) for folders in ([prepared], [prepared, other]))
+    pd.testing.assert_frame_equal(both.records, one.records)
+    pd.testing.assert_frame_equal(open_shelf([prepared, other]).table, open_shelf(prepared).table)
+    seconds = open_prepared(recipe, [other, prepared]).records.groupby("recording")["seconds"].sum()
+    durations = one.tables.recordings.set_index("recording")["duration_seconds"]
+    assert seconds.to_dict() == pytest.approx(durations.to_dict())
+
+
 def test_a_run_remembers_all_it_needs(run, prepared):
-    kept = open_run(str(run))
+    kept = open_run(run)
     assert kept.finished and kept.info["fold"] == "0" and kept.info["data"] == [str(prepared.resolve())]
     assert kept.info["recipe_hash"] == kept.recipe.hash and len(kept.classes) == 3
     names = {path.name for path in run.iterdir()}
@@ -101,13 +159,32 @@ def test_evaluate_scores_the_held_out_fold(capsys, run, tmp_path):
     assert {p.name for p in (tmp_path / "e").iterdir()} >= {"metrics.json", "confusion.png", "precision_recall.png"}
 
 
-def test_evaluate_takes_any_labelled_folder(run, world):
-    by_file = birdtpu.evaluate(str(run), audio=str(world / "train_audio"))[0].result
+def test_evaluate_takes_any_labelled_folder(capsys, run, world):
+    assert command(capsys, "evaluate", run, "--audio", f"{world / 'train_audio'}/")[0] == 0
+    by_file = json.loads((run / "evaluation-train_audio" / "metrics.json").read_text())
     assert by_file["n_recordings"] == len(list((world / "train_audio").rglob("*.ogg")))
-    table = str(world / "train_soundscape_labels.csv")
-    rows = birdtpu.evaluate(str(run), audio=str(world / "train_soundscapes"), table=table, by="row")[0].result
+    table = world / "train_soundscape_labels.csv"
+    rows = birdtpu.evaluate(run, audio=world / "train_soundscapes", table=table, by="row")[0].result
     labels = pd.read_csv(table)
     assert rows["by"] == "row" and rows["n_rows"] == len(labels)
+
+
+def test_options_that_contradict_each_other_are_refused(capsys, run, prepared, world):
+    code, _, err = command(capsys, "evaluate", run, "--table", world / "train_soundscape_labels.csv")
+    assert code == 2 and "train_soundscape_labels.csv: it labels a folder of audio" in err
+    code, _, err = command(capsys, "evaluate", run, "--audio", world / "train_audio", "--data", prepared)
+    assert code == 2 and "give --audio to score a labelled folder, or --data" in err
+
+
+def test_evaluate_takes_the_classes_that_the_run_kept(run, tmp_path, monkeypatch):
+    copy = Path(shutil.copytree(run, tmp_path / "r"))
+    kept = open_run(copy)
+    recipe = load_recipe(str(copy / "recipe.toml"), ["labels.classes=mine.csv"])
+    replace(kept, recipe=recipe).save()
+    monkeypatch.chdir(tmp_path)
+    assert birdtpu.evaluate("r")[0].result == birdtpu.evaluate(run)[0].result
+    (tmp_path / "mine.csv").write_text("code\nanother\n")
+    assert birdtpu.evaluate("r")[0].result["n_classes"] == 3
 
 
 def test_held_out_scores_from_shards_equal_those_from_files(run, world):
@@ -145,8 +222,8 @@ def test_predict_writes_a_table_and_a_picture_a_file(capsys, run, world, tmp_pat
 
 def test_the_api_gives_a_data_frame(run, world):
     file = next((world / "train_soundscapes").glob("*.ogg"))
-    predictor = birdtpu.load(str(run), head="clipwise")
-    table = predictor.predict(str(file), threshold=0.0)
+    predictor = birdtpu.load(run, head="clipwise")
+    table = predictor.predict(file, threshold=0.0)
     assert table["species"].nunique() == 3 and (table["file"] == str(file)).all()
     assert "3 species" in repr(predictor)
     with pytest.raises(UserError, match="no such file"):
@@ -165,7 +242,32 @@ def test_a_submission_is_filled(capsys, run, world, tmp_path):
     assert not filled.isna().any().any() and not np.allclose(filled[list(classes)], 0.1)
 
 
-def test_cross_validation_resumes(capsys, prepared, tmp_path):
+def test_a_sample_that_does_not_fit_ends_it_before_anything_is_scored(capsys, run, world, tmp_path):
+    (tmp_path / "sample.csv").write_text("row_id,unicorn\nx_5,0\n")
+    for sample, reason in (("sample.csv", "knows none of its species"), ("none.csv", "no such file")):
+        options = ["--output", tmp_path / "o", "--submission", tmp_path / sample]
+        code, _, err = command(capsys, "predict", run, world / "train_soundscapes", *options)
+        assert code == 2 and reason in err and not (tmp_path / "o").exists()
+    (tmp_path / "o").write_text("in the way")
+    code, _, err = command(capsys, "predict", run, world / "train_soundscapes", "--output", tmp_path / "o")
+    assert code == 2 and str(tmp_path / "o") in err
+
+
+def test_a_log_mel_in_blocks_is_that_of_the_whole_file(run, world, monkeypatch):
+    from birdtpu.data import audio
+    from birdtpu.workflows import predict as module
+
+    predictor = birdtpu.load(run)
+    file = next((world / "train_soundscapes").glob("*.ogg"))
+    samples = audio.read(file, sample_rate=32000)
+    power = np.asarray(predictor.model.mel(samples[None]))[0]
+    for seconds in (60, 7, 1):
+        monkeypatch.setattr(module, "MEL_BLOCK_SECONDS", seconds)
+        got = predictor.log_mel_db(file)
+        np.testing.assert_allclose(10 ** (got / 10), np.maximum(power, 1e-10), rtol=1e-4)
+
+
+def test_cross_validation_resumes(capsys, prepared, world, tmp_path):
     args = ["cross-validate", "quickstart", "--data", prepared, "--run", tmp_path / "cv", *SET]
     code, text, _ = command(capsys, *args)
     assert code == 0 and "pooled" in text
@@ -179,11 +281,42 @@ def test_cross_validation_resumes(capsys, prepared, tmp_path):
     assert code == 0 and weights.stat().st_mtime_ns == stamp and "fold 0 of" not in again
     code, _, err = command(capsys, *args, "--set", "train.learning_rate=0.5")
     assert code == 2 and "another recipe" in err
+    args[3] = shutil.copytree(prepared, tmp_path / "moved")
+    assert command(capsys, *args)[0] == 0 and weights.stat().st_mtime_ns == stamp
+    birdtpu.prepare("quickstart", some_of(world, tmp_path / "w", 4), tmp_path / "fewer", settings=TINY)
+    args[3] = tmp_path / "fewer"
+    code, _, err = command(capsys, *args)
+    assert code == 2 and f"is of other data ({prepared}" in err and "another --run folder" in err
+    plan = tmp_path / "cv" / "fold-0" / "plan.csv"
+    plan.write_text(plan.read_text().replace(",test,", ",train,"))
+    args[3] = prepared
+    code, _, err = command(capsys, *args)
+    assert code == 2 and "is of other folds" in err
 
 
-def test_a_validation_part_chooses_the_epoch(prepared, tmp_path):
-    settings = [*TINY, "folds.validation_fraction=0.3", "train.patience=5"]
-    birdtpu.train("quickstart", str(prepared), str(tmp_path / "v"), fold=1, settings=settings)
+def test_cross_validation_needs_something_to_test(prepared, tmp_path):
+    split = "folds.split={train=0.6, validation=0.4}"
+    with pytest.raises(UserError, match=r"no recording is ever tested; give folds\.split a test part"):
+        birdtpu.cross_validate("quickstart", prepared, tmp_path / "cv", settings=[*TINY, split])
+    assert not (tmp_path / "cv").exists()
+
+
+def test_a_fold_of_one_recording_leaves_the_mean_without_interval():
+    rows = pd.DataFrame({"fold": ["0", "1"], "macro_average_precision": [0.4, 0.8]})
+    draws = np.linspace(0.3, 0.9, 50)
+    assert mean_of_folds(rows, [draws, draws])["macro_average_precision_low"] == pytest.approx(0.315)
+    mean = mean_of_folds(rows, [draws, np.empty(0)])
+    assert mean["macro_average_precision"] == pytest.approx(0.6) and np.isnan(mean["macro_average_precision_low"])
+
+
+def test_a_validation_part_chooses_the_epoch(capsys, prepared, tmp_path):
+    settings = [*TINY, "folds.validation_fraction=0.3", "train.patience=5", "balance.down_to=2"]
+    birdtpu.train("quickstart", prepared, tmp_path / "v", fold=1, settings=settings)
+    head, *lines = capsys.readouterr().out.splitlines()
+    dropped = pd.read_csv(tmp_path / "v" / "balance.csv").set_index("species")["dropped"]
+    assert dropped.sum() and head.endswith("  dropped")
+    shown = {line.split()[0]: int(line.split()[-1]) for line in lines[:3]}
+    assert {species: shown[species] for species in dropped.index} == dropped.to_dict()
     log = pd.read_csv(tmp_path / "v" / "log.csv")
     assert log["validation_loss"].notna().all()
     roles = pd.read_csv(tmp_path / "v" / "plan.csv")
@@ -200,10 +333,7 @@ def test_a_split_takes_the_place_of_folds(prepared, tmp_path):
 
 
 def test_a_handful_of_recordings_trains_without_folds(world, tmp_path):
-    audio = tmp_path / "audio"
-    for folder in sorted((world / "train_audio").iterdir()):
-        (audio / folder.name).mkdir(parents=True)
-        shutil.copy(min(folder.glob("*.ogg")), audio / folder.name)
+    audio = some_of(world, tmp_path / "audio", 1)
     settings = [*TINY, "folds.count=5", "train.epochs=1"]
     birdtpu.prepare("quickstart", str(audio), str(tmp_path / "p"), settings=settings)
     assert birdtpu.train(
@@ -283,21 +413,37 @@ def test_damaged_runs_are_named(run, tmp_path):
 
 
 def test_audio_files_are_found_once_and_named_apart(tmp_path):
-    for name in ("a/x.wav", "b/x.wav", "b/notes.txt"):
+    for name in ("a/x.wav", "b/x.wav", "b/notes.txt", "b/._x.wav", ".trash/y.wav"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    assert [name for name, _ in audio_files(str(tmp_path))] == ["a/x.wav", "b/x.wav"]
+    assert [name for name, _ in audio_files(tmp_path)] == ["a/x.wav", "b/x.wav"]
     with pytest.raises(UserError, match=r"both are named x\.wav"):
-        audio_files([str(tmp_path / "a"), str(tmp_path / "b")])
+        audio_files([tmp_path / "a", str(tmp_path / "b")])
     with pytest.raises(UserError, match="no audio file"):
         (tmp_path / "empty").mkdir()
         audio_files(str(tmp_path / "empty"))
+
+
+def test_linked_folders_and_names_that_are_no_text_are_predicted(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "caf\udce9.wav").write_bytes(b"")
+    (tmp_path / "near").mkdir()
+    (tmp_path / "near" / "link").symlink_to(tmp_path / "far", target_is_directory=True)
+    (tmp_path / "near" / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    found = audio_files(tmp_path / "near")
+    # What cannot be opened is named among the failures.
+    assert found == [(name, str(tmp_path / "near" / name)) for name in ("gone.wav", "link/caf\udce9.wav")]
+
+
+def test_quickstart_does_not_report_a_run_with_other_settings(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    with pytest.raises(UserError, match="was trained with other settings; give another folder"):
+        quickstart(tmp_path, ["train.epochs=1"])
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_show_prints_a_recipe_that_loads_again(capsys, tmp_path):
     code, text, _ = command(capsys, "show", "birdcall2020", "--set", "train.epochs=3")
     assert code == 0
     (tmp_path / "again.toml").write_text(text)
-    from birdtpu.recipe import load_recipe
-
     assert load_recipe(str(tmp_path / "again.toml")).train.epochs == 3

@@ -71,7 +71,7 @@ class AudioFolder:
         if not Path(root).is_dir():
             raise UserError(f"{root}: {'is no folder' if Path(root).exists() else 'no such folder'}; --audio wants one")
         self.root = root
-        walked = _walk(root)
+        walked = walk(root)
         self.files = sorted(file for file in walked if _is_utf8(file))
         odd = (file for file in walked if is_audio(file) and not _is_utf8(file))
         self.not_utf8 = sorted(os.fsencode(file).decode("utf-8", "backslashreplace") for file in odd)
@@ -199,7 +199,9 @@ def _folders_of_all(names: Iterable[str]) -> list[str]:
     return ["".join(f"{folder}/" for folder in shared[:count]) for count in range(len(shared) + 1)]
 
 
-def _walk(root: str) -> list[str]:
+def walk(root: str) -> list[str]:
+    """Every file below a folder, relative to it; links are followed, hidden files and a system's own folders are not
+    looked at. A name may be no UTF-8."""
     files: list[str] = []
     seen = set()
     for folder, folders, names in os.walk(root, followlinks=True):

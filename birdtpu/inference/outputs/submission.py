@@ -85,7 +85,7 @@ def fill_submission(
     if layout == "birds":
         sample["birds"] = [NOCALL if value is None else _birds(classes, value >= limits) for value in values]
         return sample
-    species = [row.species for row in rows] if layout == "target" else list(sample.columns[1:])
+    species = _species(sample, rows, layout)
     columns = _columns(sample_csv, species, classes)
     if layout == "target":
         at = [columns[name] for name in species]
@@ -99,6 +99,19 @@ def fill_submission(
     table = np.stack([neutral if value is None else np.append(value, 0.0) for value in values])
     at = np.array([len(classes) if (i := columns[name]) is None else i for name in species])
     return pd.concat([sample.iloc[:, :1], pd.DataFrame(table[:, at], columns=species)], axis=1)
+
+
+def check_sample(sample_csv: str | os.PathLike, classes: ClassList) -> None:
+    """Raise what `fill_submission` would raise of the sample alone, before anything is scored for it."""
+    sample = _read(sample_csv)
+    layout = _layout(sample_csv, list(sample.columns))
+    if layout == "birds":
+        return
+    rows = [_parse(row_id, layout, {}, sample_csv) for row_id in sample.iloc[:, 0]]
+    with warnings.catch_warnings():
+        # What is unknown is named when the sample is filled.
+        warnings.simplefilter("ignore", SubmissionWarning)
+        _columns(sample_csv, _species(sample, rows, layout), classes)
 
 
 def write_submission(path: str | os.PathLike, frame: pd.DataFrame) -> None:
@@ -180,6 +193,10 @@ def _file(name: str, stems: dict[str, list[str]], sample_csv: str | os.PathLike)
     if len(meant) > 1:
         raise UserError(f"sample submission {sample_csv}: {name} could be any of {_few(meant)}; keep one of them")
     return meant[0]
+
+
+def _species(sample: pd.DataFrame, rows: list[_Row], layout: str) -> list[str]:
+    return [row.species for row in rows] if layout == "target" else list(sample.columns[1:])
 
 
 def _values(

@@ -1,0 +1,77 @@
+"""A run folder: what it keeps, and what is said of a damaged one."""
+
+import json
+
+import pytest
+
+from birdtpu.errors import UserError
+from birdtpu.recipe import load_recipe
+from birdtpu.run import Run, open_run
+from birdtpu.species import ClassList
+
+CLASSES = ClassList(("crow", "owl"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    Run(str(tmp_path / "r"), load_recipe("quickstart"), CLASSES, {"data": ["p"], "fold": "0"}).save()
+    return tmp_path / "r"
+
+
+def test_a_run_reads_back(folder):
+    run = open_run(folder)
+    assert (run.recipe, run.classes, run.info["data"], run.finished) == (
+        load_recipe("quickstart"),
+        CLASSES,
+        ["p"],
+        False,
+    )
+    assert open_run(str(folder)) == run
+
+
+def test_a_run_of_an_earlier_version_lacks_keys_of_later_ones(folder):
+    path = folder / "recipe.toml"
+    assert "repeat = false\n" in path.read_text()
+    path.write_text(path.read_text().replace("repeat = false\n", ""))
+    assert open_run(folder).recipe == load_recipe("quickstart")
+
+
+def test_a_changed_recipe_is_found(folder):
+    path = folder / "recipe.toml"
+    path.write_text(path.read_text().replace("epochs = 80", "epochs = 81"))
+    with pytest.raises(UserError, match=r"recipe\.toml was changed after training"):
+        open_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[]", "should be an object"),
+        ("{", "Invalid JSON"),
+        ("\0", "Invalid JSON"),
+        ('{"recipe_hash": "x"}', "data: Field required"),
+        ('{"recipe_hash": "x", "data": "p"}', "data: Input should be a valid array"),
+        ('{"recipe_hash": "x", "data": [], "weights_sha256": 3}', "weights_sha256: Input should be a valid string"),
+    ],
+)
+def test_a_damaged_run_json_is_named(folder, text, reason):
+    (folder / "run.json").write_text(text)
+    with pytest.raises(UserError, match=rf"run\.json: damaged .*{reason}") as error:
+        open_run(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_saved_thresholds_go_before_the_recipes(folder):
+    run = open_run(folder)
+    assert run.thresholds("clipwise") == {"crow": 0.5, "owl": 0.5}
+    (folder / "thresholds.json").write_text(json.dumps({"clipwise": {"owl": 1, "gull": 0.1}}))
+    assert run.thresholds("clipwise") == {"crow": 0.5, "owl": 1.0}
+    assert run.thresholds("segmentwise") == {"crow": 0.9, "owl": 0.9}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"clipwise": "high"}', '{"clipwise": {"owl": "high"}}',
+                                  '{"clipwise": {"owl": 2}}', '{"clipwise": {"owl": NaN}}'])  # fmt: skip
+def test_damaged_thresholds_are_named(folder, text):
+    (folder / "thresholds.json").write_text(text)
+    with pytest.raises(UserError, match=r"thresholds\.json: damaged .*mend it, or remove it"):
+        open_run(folder).thresholds("clipwise")
