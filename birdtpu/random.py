@@ -79,7 +79,10 @@ def bits(seed: Any, stream: int, shape: tuple[int, ...] = ()) -> Any:
 
 
 def uniform(seed: Any, stream: int, shape: tuple[int, ...] = (), low: float = 0.0, high: float = 1.0) -> Any:
-    """Uniform draws for each example (device): float32 `(batch, *shape)` in [low, high)."""
+    """Uniform draws for each example (device): float32 `(batch, *shape)` in [low, high).
+
+    Rounding may reach `high` itself, but not where the range is [0, 1).
+    """
     from keras import ops
 
     unit = ops.cast(ops.bitwise_right_shift(bits(seed, stream, shape), ops.cast(8, "uint32")), "float32")

@@ -102,6 +102,7 @@ def row_scores(
         aggregate: `"mean"` or `"max"`.
 
     Returns: `(classes,)`, or None where no clip reaches into the stretch.
+    Raises: ValueError where the aggregate is unknown.
     """
     starts = np.asarray(starts_seconds, np.float64)
     shared = np.minimum(starts + clip_seconds, end_seconds) - np.maximum(starts, start_seconds)
@@ -147,7 +148,7 @@ def plot(
             the three with the highest scores are shown.
         title: Any text, such as the file's name.
 
-    Raises: UserError as `segments` does.
+    Raises: UserError as `segments` does, and where there is no clip.
     """
     from matplotlib.figure import Figure
 

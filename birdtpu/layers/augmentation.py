@@ -96,7 +96,10 @@ class Mixup:
         return random.beta_table(self.alpha)
 
     def __call__(self, power: Any, targets: Any, mask: Any, seed: Any) -> tuple[Any, Any, Any]:
-        """`(batch, frames, mels)`, `(batch, classes)` twice and `(batch,)` to the first three, mixed."""
+        """`(batch, frames, mels)`, `(batch, classes)` twice and `(batch,)` to the first three, mixed.
+
+        Every example's power is brought to a mean of one, mixed or not.
+        """
         mixed = random.happens(seed, random.stream("mixup?"), self.probability)
         share = random.from_table(self._table, seed, random.stream("mixup"))
         # The example itself stays the louder one: its row's weight is its own.
@@ -112,7 +115,7 @@ class SpecAugment:
 
     Args:
         time_masks, frequency_masks: How many of each.
-        time_width, frequency_width: The widest, as a share of the axis.
+        time_width, frequency_width: The widest, as a share of the axis, rounded down to whole frames and bands.
     """
 
     time_masks: int

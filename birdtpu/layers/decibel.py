@@ -16,7 +16,8 @@ class Decibel(keras.layers.Layer):
     Input shape: `(batch, frames, mels)`, power.
     Output shape: the same, [0, 1].
 
-    Reference: `librosa.power_to_db(ref=np.max, amin=0, top_db=...)` of one example; digital silence is 0.
+    Reference: `librosa.power_to_db(ref=np.max, amin=1e-30, top_db=top_db) / top_db + 1` of one example. Differs:
+    digital silence is 0.
     """
 
     def __init__(self, top_db: float = 80.0, **kwargs: Any) -> None:

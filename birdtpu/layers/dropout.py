@@ -36,7 +36,7 @@ class SeededDropout(keras.layers.Layer):
 
     Input shape: `(batch, ...)`; output the same.
 
-    Raises: RuntimeError at training outside a `seed_scope`.
+    Raises: ValueError where the rate is not in [0, 1); RuntimeError at training outside a `seed_scope`.
     """
 
     def __init__(self, rate: float, noise_shape: tuple | None = None, **kwargs: Any) -> None:

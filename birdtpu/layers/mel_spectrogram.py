@@ -22,7 +22,7 @@ class MelSpectrogram(keras.layers.Layer):
         pitch_range: Lowest and highest pitch ratio that `call` will get; more bins are then computed.
         fft: Whether the STFT is an FFT instead of a convolution: the same power, faster on a CPU (see `ops.spectral`).
 
-    Input shape: `(batch, samples)`, [-1, 1].
+    Input shape: `(batch, samples)`, [-1, 1]; and each example's `pitch_ratio` `(batch,)`, or None for its own pitch.
     Output shape: `(batch, 1 + samples // hop_length, n_mels)`, power.
 
     Reference: `librosa.feature.melspectrogram(pad_mode="constant")`.

@@ -41,8 +41,10 @@ def apply_masks(image: Any, time_mask: Any, frequency_mask: Any) -> Any:
 
     Args:
         image: `(batch, frames, mels)`.
-        time_mask: `(batch, frames)`.
-        frequency_mask: `(batch, mels)`.
+        time_mask: `(batch, frames)`, or `(1, frames)` for all.
+        frequency_mask: `(batch, mels)`, or `(1, mels)`.
+
+    Returns: `(batch, frames, mels)`.
     """
     keep = time_mask[:, :, None] * frequency_mask[:, None, :]
     return image * keep + ops.mean(image, axis=(1, 2), keepdims=True) * (1 - keep)

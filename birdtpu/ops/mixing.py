@@ -16,6 +16,7 @@ def partners(units: Any, rows: int) -> Any:
         rows: Rows of the batch, a multiple of `GROUP`.
 
     Returns: int32 `(rows,)` indices, never a row's own.
+    Raises: ValueError where a group is broken.
     """
     if rows % GROUP:
         raise ValueError(f"mixing needs batches of whole groups of {GROUP} rows, not {rows}")
@@ -54,7 +55,9 @@ def mix_targets(targets: Any, mask: Any, partner: Any, share: Any, union: bool) 
         partner: `(batch,)` int32.
         share: `(batch,)`; 1 is an example that was not mixed and keeps its own targets and mask.
         union: True: the larger of the two targets ("who sings"); False: their mean by share (Zhang et al. 2018,
-            arXiv:1710.09412).
+            arXiv:1710.09412), where what is unknown counts as 0.
+
+    Returns: targets and mask, `(batch, classes)` each.
     """
     share = share[:, None]
     other, other_mask = ops.take(targets, partner, axis=0), ops.take(mask, partner, axis=0)

@@ -139,7 +139,7 @@ def power_by_fft(audio: Any, n_fft: int, win_length: int, hop_length: int, bins:
 
 
 def _centred(audio: Any, n_fft: int, length: int) -> Any:
-    """`(batch, length)`: half a window of zeros, the audio, and zeros or a cut."""
+    """`(batch, length)`: n_fft // 2 zeros, the audio, and zeros or a cut."""
     left = n_fft // 2
     audio = audio[:, : max(0, length - left)]
     return ops.pad(audio, ((0, 0), (left, max(0, length - left - audio.shape[1]))))

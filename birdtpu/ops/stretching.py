@@ -22,6 +22,7 @@ def mel_of_power(power: Any, bands: MelBands, frequencies: np.ndarray, pitch_rat
 
     Args:
         power: `(batch, frames, bins)`.
+        bands: The filter bank.
         frequencies: `(bins,)` Hz.
         pitch_ratio: `(batch,)`, 2 ** (semitones / 12); None leaves the pitch.
 

@@ -39,18 +39,11 @@ def test_no_detection_keeps_the_columns():
     assert list(timeline.merge_events(table).columns) == timeline.COLUMNS
 
 
-def test_scores_frame_holds_every_score():
-    table = timeline.scores_frame(STARTS[::-1], 5.0, SCORES[::-1], CLASSES, duration_seconds=10)
-    assert list(table.columns) == ["start_seconds", "end_seconds", "amerob", "123", "NA"]
-    assert np.array_equal(table[["amerob", "123", "NA"]], SCORES)
-    assert list(table.end_seconds) == [5, 7.5, 10, 10]
-
-
 def test_wrong_shapes_and_nan_are_errors():
     with pytest.raises(UserError, match="class list"):
         timeline.segments(STARTS, 5.0, SCORES[:, :2], CLASSES, threshold=0.5)
     with pytest.raises(UserError, match="not finite"):
-        timeline.scores_frame(STARTS, 5.0, SCORES * np.nan, CLASSES)
+        timeline.segments(STARTS, 5.0, SCORES * np.nan, CLASSES, threshold=0.5)
 
 
 def test_events_join_what_touches():

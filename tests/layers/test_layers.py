@@ -1,6 +1,7 @@
 """Layers: serialisation, the attention block, dropout, images."""
 
 import keras
+import librosa
 import numpy as np
 import pytest
 from keras import ops
@@ -69,6 +70,12 @@ def test_decibel_spans_zero_to_one_for_each_example():
     assert (numpy(Decibel()(np.zeros((1, 3, 3), np.float32))) == 0).all()
     # A faint recording is the same picture.
     np.testing.assert_allclose(numpy(Decibel(80.0)(power * np.float32(1e-9))), out, atol=1e-4)
+
+
+def test_decibel_matches_librosa():
+    power = 10 ** RNG.uniform(-12, 0, (1, 20, 10)).astype(np.float32)
+    truth = librosa.power_to_db(power[0], ref=np.max, amin=1e-30, top_db=60) / 60 + 1
+    np.testing.assert_allclose(numpy(Decibel(60.0)(power))[0], truth, atol=1e-5)
 
 
 def test_resizing_matches_a_reference():

@@ -1,6 +1,7 @@
 """Masks against a slow twin."""
 
 import numpy as np
+import pytest
 from keras import ops
 
 from birdtpu.ops import masking
@@ -25,6 +26,30 @@ def test_bands_lie_on_the_axis_and_reach_their_widest():
     assert width.min() == 0 and width.max() == 6
     assert start.min() == 0 and (start + width).max() == 20
     assert np.unique(start).size > 15
+
+
+@pytest.mark.parametrize(("share", "size", "widest"), [(0.1, 64, 6), (0.65, 1, 0), (0.29, 100, 29), (1.0, 5, 5)])
+def test_bands_are_as_wide_as_the_share_holds_and_no_wider(share, size, widest):
+    highest = np.float32(1 - 2**-24)
+    units = np.append(np.random.default_rng(0).random((4000, 1)), [[highest]], axis=0).astype(np.float32)
+    start, width = (numpy(x) for x in masking.random_bands(np.stack([units, units], axis=-1), size, share * size))
+    assert np.unique(width).tolist() == list(range(widest + 1))
+    # Each width as often as another.
+    assert np.bincount(width[:, 0].astype(int)) / 4001 == pytest.approx(1 / (widest + 1), abs=0.03)
+    assert (start >= 0).all() and (start + width <= size).all()
+
+
+def test_examples_are_independent():
+    rng = np.random.default_rng(2)
+    power = rng.random((2, 9, 7)).astype(np.float32) * np.array([1, 1e-6], np.float32)[:, None, None]
+    time, frequency = rng.integers(0, 2, (2, 9)).astype(np.float32), rng.integers(0, 2, (2, 7)).astype(np.float32)
+    both = numpy(masking.apply_masks(power, time, frequency))
+    for i in range(2):
+        alone = numpy(masking.apply_masks(power[i : i + 1], time[i : i + 1], frequency[i : i + 1]))
+        np.testing.assert_allclose(both[i], alone[0], rtol=1e-5)
+    units = rng.random((2, 3, 2)).astype(np.float32)
+    masks = numpy(masking.band_mask(50, *masking.random_bands(units, 50, 9)))
+    np.testing.assert_array_equal(masks[1:], numpy(masking.band_mask(50, *masking.random_bands(units[1:], 50, 9))))
 
 
 def test_masked_cells_take_their_own_examples_mean():
