@@ -30,7 +30,9 @@ class AacSource:
         file.seek(0)
         try:
             # A file object and a fixed format: no name, playlist or reference in the file is followed.
-            self._opened = av.open(file, format=_FORMATS[container.name], metadata_errors="ignore")
+            # Before version 19 PyAV stopped at a tag in no known encoding unless it was told not to.
+            lenient = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+            self._opened = av.open(file, format=_FORMATS[container.name], **lenient)
         except (av.error.FFmpegError, OSError) as error:
             raise AudioError(path, "malformed", _first_line(error)) from error
         if not self._opened.streams.audio:
