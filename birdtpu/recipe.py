@@ -7,7 +7,9 @@ but what the defaults below already say.
 import difflib
 import hashlib
 import json
+import os
 import tomllib
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -266,6 +268,20 @@ def load_recipe(name: str, settings: list[str] | tuple[str, ...] = ()) -> Recipe
         tree = _merge(tree, _parse(tree, setting))
         origin = f"{origin} with --set {setting}"
     return _validate(tree, origin)
+
+
+def recipe_of(recipe: Recipe | storage.PathLike, settings: Sequence[str]) -> Recipe:
+    """A recipe, or the one of this name or path with the settings.
+
+    Raises: UserError as `load_recipe` does, and where settings come with a finished recipe.
+    """
+    if not isinstance(recipe, Recipe):
+        return load_recipe(os.fspath(recipe), list(settings))
+    if settings:
+        raise UserError(
+            f"settings {', '.join(settings)}: a Recipe takes no more of them; give them to load_recipe, which made it"
+        )
+    return recipe
 
 
 def _configs() -> Any:

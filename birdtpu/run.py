@@ -22,7 +22,7 @@ WEIGHTS = "model.weights.h5"
 class _Info(BaseModel):
     """What `run.json` holds, among other things."""
 
-    recipe_hash: str
+    recipe_sha256: str
     data: list[str]
     fold: str | None = None
     weights_sha256: str = ""
@@ -60,9 +60,12 @@ class Run:
 
     def save(self) -> None:
         """Write recipe, classes and `run.json`, the last one last."""
-        storage.write_text(self.path("recipe.toml"), self.recipe.to_toml())
+        text = self.recipe.to_toml()
+        storage.write_text(self.path("recipe.toml"), text)
         self.classes.to_csv(self.path("classes.csv"))
         info = {**self.info, "recipe": self.recipe.name, "recipe_hash": self.recipe.hash}
+        # Of the bytes: a later version may have other defaults, from which the hash would be another.
+        info["recipe_sha256"] = _sha256(text.encode())
         storage.write_text(self.path("run.json"), json.dumps(info, indent=2, sort_keys=True) + "\n")
 
     def save_weights(self, network: Any) -> "Run":
@@ -135,10 +138,11 @@ def open_run(folder: str | os.PathLike) -> Run:
     if not storage.exists(storage.join(folder, "run.json")):
         raise UserError(f"run {folder}: no run (run.json is missing); give the folder that birdtpu train --run wrote")
     info = _checked(_INFO, storage.join(folder, "run.json"), "copy the run again")
-    recipe = load_recipe(storage.join(folder, "recipe.toml"))
+    path = storage.join(folder, "recipe.toml")
+    recipe = load_recipe(path)
     classes = ClassList.from_csv(storage.join(folder, "classes.csv"))
-    if info["recipe_hash"] != recipe.hash:
-        raise UserError(f"run {folder}: recipe.toml was changed after training (hash differs from run.json's)")
+    if info["recipe_sha256"] != _sha256(storage.read_bytes(path)):
+        raise UserError(f"run {folder}: recipe.toml was changed after training; copy the run again")
     return Run(folder, recipe, classes, info)
 
 

@@ -7,13 +7,20 @@ import contextlib
 import errno
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from birdtpu.errors import UserError
 
+PathLike = str | os.PathLike[str]
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def paths_of(given: PathLike | Sequence[PathLike]) -> list[str]:
+    """One path or several, as a list of text."""
+    return [os.fspath(path) for path in ([given] if isinstance(given, str | os.PathLike) else given)]
 
 
 def is_remote(path: str | os.PathLike) -> bool:

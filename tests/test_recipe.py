@@ -3,7 +3,7 @@
 import pytest
 
 from birdtpu.errors import UserError
-from birdtpu.recipe import Recipe, load_recipe, recipe_names
+from birdtpu.recipe import Recipe, load_recipe, recipe_names, recipe_of
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -183,3 +183,12 @@ def test_the_readme_and_the_checks_run_the_same_tests():
     command = "run --locked --extra cpu --group test pytest -n 2"
     assert command in (root / "README.md").read_text("utf-8")
     assert f"uv {command}" in (root / ".ci" / "run").read_text("utf-8")
+
+
+def test_a_recipe_is_taken_by_name_by_path_and_as_it_is(tmp_path):
+    (tmp_path / "mine.toml").write_text('extends = "quickstart"\n')
+    mine = recipe_of(tmp_path / "mine.toml", ["train.epochs=3"])
+    assert mine.hash == recipe_of("quickstart", ("train.epochs=3",)).hash != load_recipe("quickstart").hash
+    assert recipe_of(mine, ()) is mine
+    with pytest.raises(UserError, match=r"settings train\.epochs=4: .*load_recipe"):
+        recipe_of(mine, ["train.epochs=4"])

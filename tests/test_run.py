@@ -1,5 +1,6 @@
 """A run folder: what it keeps, and what is said of a damaged one."""
 
+import hashlib
 import json
 
 import pytest
@@ -29,10 +30,12 @@ def test_a_run_reads_back(folder):
     assert open_run(str(folder)) == run
 
 
-def test_a_run_of_an_earlier_version_lacks_keys_of_later_ones(folder):
-    path = folder / "recipe.toml"
+def test_a_run_of_an_earlier_version_lacks_keys_of_later_ones_and_has_another_hash(folder):
+    path, info = folder / "recipe.toml", json.loads((folder / "run.json").read_text())
     assert "repeat = false\n" in path.read_text()
     path.write_text(path.read_text().replace("repeat = false\n", ""))
+    written = {"recipe_hash": "of other defaults", "recipe_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    (folder / "run.json").write_text(json.dumps({**info, **written}))
     assert open_run(folder).recipe == load_recipe("quickstart")
 
 
@@ -49,9 +52,9 @@ def test_a_changed_recipe_is_found(folder):
         ("[]", "should be an object"),
         ("{", "Invalid JSON"),
         ("\0", "Invalid JSON"),
-        ('{"recipe_hash": "x"}', "data: Field required"),
-        ('{"recipe_hash": "x", "data": "p"}', "data: Input should be a valid array"),
-        ('{"recipe_hash": "x", "data": [], "weights_sha256": 3}', "weights_sha256: Input should be a valid string"),
+        ('{"recipe_sha256": "x"}', "data: Field required"),
+        ('{"recipe_sha256": "x", "data": "p"}', "data: Input should be a valid array"),
+        ('{"recipe_sha256": "x", "data": [], "weights_sha256": 3}', "weights_sha256: Input should be a valid string"),
     ],
 )
 def test_a_damaged_run_json_is_named(folder, text, reason):

@@ -102,3 +102,8 @@ def test_local_paths_do_not_import_tensorflow(tmp_path):
         "assert not {'tensorflow', 'keras', 'jax'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", body, str(tmp_path / "a")], check=True)
+
+
+def test_one_path_or_several_are_a_list_of_text():
+    assert storage.paths_of("a") == storage.paths_of(Path("a")) == ["a"]
+    assert storage.paths_of(["gs://b/c", Path("d")]) == storage.paths_of(("gs://b/c", "d")) == ["gs://b/c", "d"]

@@ -6,7 +6,6 @@ A fold is text. `train`, `validation` and `test` as folds say the role outright,
 """
 
 import os
-import unicodedata
 import warnings
 from collections.abc import Mapping
 
@@ -16,7 +15,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from birdtpu import storage
-from birdtpu.data.sources.cells import parse_csv, plain_spaces
+from birdtpu.data.sources.cells import parse_csv
+from birdtpu.data.sources.lookup import normal
 from birdtpu.errors import UserError
 
 ROLES = ("train", "validation", "test")
@@ -128,7 +128,7 @@ def folds_from_csv(path: str | os.PathLike, recordings: pd.DataFrame) -> pd.Seri
     Raises: UserError where the CSV cannot be read, lacks a column, gives a file two folds, or misses a recording.
     """
     table = _read_folds(path)
-    paths = recordings["path"].map(_tidy)
+    paths = recordings["path"].map(normal)
     bare = paths.str.rsplit("/", n=1).str[-1]
     named = table.assign(bare=table["filename"].str.rsplit("/", n=1).str[-1])
     unique = named[~named["bare"].duplicated(keep=False)].set_index("bare")["fold"]
@@ -236,18 +236,13 @@ def _share_out(shares: np.ndarray, most: int) -> np.ndarray:
     return best
 
 
-def _tidy(path: str) -> str:
-    # A Mac writes é as two characters, Windows writes backslashes, and a spreadsheet spaces that do not break.
-    return plain_spaces(unicodedata.normalize("NFC", path)).strip().replace("\\", "/").removeprefix("./")
-
-
 def _read_folds(path: str | os.PathLike) -> pd.DataFrame:
     if not storage.exists(path):
         raise UserError(f"folds {path}: no such file")
     columns, rows = parse_csv(storage.read_bytes(path), f"folds {path}")
     if not {"filename", "fold"} <= set(columns):
         raise UserError(f"folds {path}: needs the columns 'filename' and 'fold'")
-    table = pd.DataFrame([(_tidy(row["filename"]), row["fold"]) for row in rows], columns=["filename", "fold"])
+    table = pd.DataFrame([(normal(row["filename"]), row["fold"]) for row in rows], columns=["filename", "fold"])
     table = table[table["fold"] != ""].drop_duplicates()
     twice = table.loc[table["filename"].duplicated(), "filename"]
     if len(twice):

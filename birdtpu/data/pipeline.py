@@ -81,7 +81,7 @@ def batches(
     shelf = open_shelf(data)
     place = shelf.table.index.get_indexer(pd.Index(plan["record"]))
     if (place < 0).any():
-        name, places = plan["record"].iloc[int(np.argmin(place))], ", ".join(folders_of(data))
+        name, places = plan["record"].iloc[int(np.argmin(place))], ", ".join(storage.paths_of(data))
         raise UserError(f"plan: record {name} is in none of {places}: give the --data that the plan was made from")
     if not training:
         steps = min(-(-len(plan) // batch_size), steps if steps is not None else len(plan))
@@ -111,15 +111,10 @@ def batches(
     return dataset.with_options(options)
 
 
-def folders_of(data: str | Sequence[str]) -> list[str]:
-    """One folder or several, as a list."""
-    return [str(data)] if isinstance(data, str | os.PathLike) else [str(folder) for folder in data]
-
-
 def open_shelf(data: str | Sequence[str]) -> Shelf:
     """The records of prepared folders (`shards.load_all_records`). Raises UserError as `batches`."""
     paths, before, rates = [], [], {}
-    folders = folders_of(data)
+    folders = storage.paths_of(data)
     for folder in folders:
         manifest = shards.load_manifest(folder)
         rates[manifest["sample_rate"]] = folder

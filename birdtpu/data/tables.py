@@ -14,7 +14,7 @@ import pandas as pd
 
 from birdtpu import storage
 from birdtpu.data.sources.layouts import EVERY_OTHER
-from birdtpu.data.sources.lookup import FOCAL_FOLDERS, AudioFolder
+from birdtpu.data.sources.lookup import FOCAL_FOLDERS, AudioFolder, is_audio
 from birdtpu.data.sources.read import fill, join, read_sources
 from birdtpu.errors import UserError
 from birdtpu.species import ClassList
@@ -50,7 +50,8 @@ class Tables:
             (they name no file here), `missing` files (named and not there), `unlabelled` files (in no folder of a
             species), `repeated` (how many rows named a recording once more), `pieces` (files that share a xeno-canto
             number under different names), `dropped` (`secondary_labels` and `recordings` without a code, by name),
-            `not_utf8` (audio files left out for their names, with `\\xe9` for a byte that is no text).
+            `not_utf8` (audio files left out for their names, with `\\xe9` for a byte that is no text), `unused` (audio
+            files that no table names, or that copy a recording of another file).
     """
 
     recordings: pd.DataFrame
@@ -86,7 +87,9 @@ def read_tables(
     home = Path(audio).resolve()
     name = data_set or (home.parent.name if home.name in FOCAL_FOLDERS else home.name)
     rows, boxes, names, report = join(sources)
-    report = {**report, "skipped": skipped, "not_utf8": folder.not_utf8}
+    known = {row["path"] for row in rows} | set(report["unlabelled"])
+    unused = [file for file in folder.files if is_audio(file) and file not in known]
+    report = {**report, "skipped": skipped, "not_utf8": folder.not_utf8, "unused": unused}
     for row in rows:
         row["data_set"] = name
     return _tables(rows, boxes, names, report)
@@ -168,6 +171,8 @@ def unite_labels(recordings: pd.DataFrame, same: Sequence[Any], stays: Sequence[
         recordings: The table.
         same: What recording each row is of.
         stays: Which rows stay: one a recording, or none.
+
+    Returns: the rows that stay, in their order, numbered from 0.
     """
     rows = zip(same, stays, recordings["primary_label"], recordings["secondary_labels"], strict=True)
     primary: dict[Any, str] = {}

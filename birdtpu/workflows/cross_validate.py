@@ -12,9 +12,9 @@ from birdtpu.data import plan as planning
 from birdtpu.errors import UserError
 from birdtpu.evaluation.evaluate import Evaluation, evaluate_recordings
 from birdtpu.evaluation.report import write_report
-from birdtpu.recipe import Recipe
+from birdtpu.recipe import Recipe, recipe_of
 from birdtpu.run import Run, open_run
-from birdtpu.workflows.arguments import PathLike, paths_of, recipe_of
+from birdtpu.storage import PathLike, paths_of
 from birdtpu.workflows.evaluate import clip_scores, held_out, of_known_species
 from birdtpu.workflows.predict import load
 from birdtpu.workflows.train import data_info, open_prepared, train, with_folds

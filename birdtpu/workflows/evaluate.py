@@ -21,7 +21,7 @@ from birdtpu.inference.outputs.csv import write_failures
 from birdtpu.inference.timeline import row_scores
 from birdtpu.run import Run
 from birdtpu.species import ClassList
-from birdtpu.workflows.arguments import PathLike, paths_of
+from birdtpu.storage import PathLike, paths_of
 from birdtpu.workflows.predict import Predictor, load, reason_of
 from birdtpu.workflows.train import Prepared, open_prepared
 
@@ -45,7 +45,7 @@ def evaluate(
         data: Prepared folders instead of those that the run remembers, for the fold that it held out.
         by: `recording`, or `row`: 5-s rows against annotations, nocall included.
         head: Instead of the recipe's.
-        output: Folder for metrics.json, per_class.csv, confusion.png and precision_recall.png.
+        output: Folder for metrics.json, per_class.csv, failures.csv, confusion.png and precision_recall.png.
 
     Returns: the evaluation, whose `result` is what metrics.json holds; and (file, reason) of broken files.
     Raises: UserError where there is nothing to score on, or arguments contradict each other.

@@ -16,7 +16,7 @@ from birdtpu.errors import UserError
 from birdtpu.inference import engine, timeline
 from birdtpu.ops.framing import frame_count
 from birdtpu.run import Run, open_run
-from birdtpu.workflows.arguments import PathLike, paths_of
+from birdtpu.storage import PathLike, paths_of
 
 # A picture holds its recording in memory, and a longer one shows no song.
 MOST_PLOTTED_SECONDS = 1800
@@ -205,7 +205,7 @@ def predict(
             failures.append((name, reason_of(scores.error)))
             continue
         table = predictor.segments(scores, threshold)
-        sheets.write_segments(storage.join(output, sheets.output_name(name)), table)
+        sheets.write_table(storage.join(output, sheets.output_name(name)), table)
         if plots:
             _plot(predictor, scores, storage.join(output, sheets.output_name(name, ".png")), name, limit, channel)
         if submission:

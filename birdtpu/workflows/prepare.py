@@ -14,10 +14,9 @@ from birdtpu import storage
 from birdtpu.data import folds as folding
 from birdtpu.data import prepare as preparing
 from birdtpu.data import tables as tabling
-from birdtpu.data.sources.lookup import AudioFolder, is_audio
 from birdtpu.errors import UserError
-from birdtpu.recipe import Recipe
-from birdtpu.workflows.arguments import PathLike, paths_of, recipe_of
+from birdtpu.recipe import Recipe, recipe_of
+from birdtpu.storage import PathLike, paths_of
 
 TABLES_REPORT = "tables_report.json"
 
@@ -27,8 +26,7 @@ class Report(preparing.Report):
     """What `prepare` did, from the tables on.
 
     Args:
-        tables: What became of the tables, as `data.tables.Tables.report` has it; and `unused`: the audio files that no
-            table names, or that copy a recording of another file.
+        tables: What became of the tables, as `data.tables.Tables.report` has it.
     """
 
     tables: dict[str, Any] = field(default_factory=dict)
@@ -71,7 +69,7 @@ def prepare(
         csv = None if csv is None else os.fspath(csv)
         part = tabling.read_tables(folder, csv, data_set=name, taxonomy=taxonomy)
         homes[name] = folder
-        parts.append(replace(part, report={**part.report, "unused": _unused(folder, part)}))
+        parts.append(part)
     merged = tabling.merge_tables(parts) if len(parts) > 1 else parts[0]
     if folds:
         fold = folding.folds_from_csv(folds, merged.recordings)
@@ -131,12 +129,6 @@ def report_lines(report: Report) -> list[str]:
                 example = next(iter(names)) + (", ..." if len(names) > 1 else "")
                 lines.append(f"{count} {what} ({example}); {where} names them")
     return lines + [f"{count} {what}" for what, count in counted.items() if count]
-
-
-def _unused(folder: str, part: tabling.Tables) -> list[str]:
-    """The audio files of a folder that gave no recording, but for those that its report names."""
-    known = {*part.recordings["path"], *part.report["unlabelled"]}
-    return [file for file in AudioFolder(folder).files if is_audio(file) and file not in known]
 
 
 def _data_set_names(folders: Sequence[str]) -> list[str | None]:

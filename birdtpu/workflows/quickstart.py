@@ -7,7 +7,7 @@ from birdtpu.data.synthesis import synthesize
 from birdtpu.errors import UserError
 from birdtpu.recipe import load_recipe
 from birdtpu.run import open_run
-from birdtpu.workflows.arguments import PathLike
+from birdtpu.storage import PathLike
 from birdtpu.workflows.evaluate import evaluate
 from birdtpu.workflows.predict import predict
 from birdtpu.workflows.prepare import prepare

@@ -17,10 +17,10 @@ from birdtpu.data import folds as folding
 from birdtpu.data import plan as planning
 from birdtpu.data import shards, tables
 from birdtpu.errors import UserError
-from birdtpu.recipe import Recipe
+from birdtpu.recipe import Recipe, recipe_of
 from birdtpu.run import Run, open_run
 from birdtpu.species import ClassList
-from birdtpu.workflows.arguments import PathLike, paths_of, recipe_of
+from birdtpu.storage import PathLike, paths_of
 
 
 @dataclass(frozen=True)

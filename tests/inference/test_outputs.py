@@ -6,7 +6,7 @@ import pytest
 
 from birdtpu.errors import UserError
 from birdtpu.inference import timeline
-from birdtpu.inference.outputs.csv import output_name, write_segments
+from birdtpu.inference.outputs.csv import output_name, write_table
 from birdtpu.inference.outputs.submission import SubmissionWarning, check_sample, fill_submission, write_submission
 from birdtpu.species import ClassList
 
@@ -32,7 +32,7 @@ def test_long_names_are_cut_and_stay_apart(tmp_path):
     names = [output_name("ä" * 120 + end + ".wav") for end in "xy"]
     assert len(set(names)) == 2
     for name in names:
-        write_segments(tmp_path / name, pd.DataFrame({"a": [1]}))
+        write_table(tmp_path / name, pd.DataFrame({"a": [1]}))
         assert (tmp_path / name).exists()
 
 
@@ -46,7 +46,7 @@ def test_segments_survive_the_csv(tmp_path):
     classes = ClassList(("NA", "0123"), common_names=('Wren, "Jenny"\n', "山椒喰"))
     table = timeline.segments([86400.125], 5.0, [[0.123456789, 0.5]], classes, threshold=0.0)
     path = tmp_path / "new" / output_name("x/y.wav")
-    write_segments(path, table)
+    write_table(path, table)
     read = pd.read_csv(path, dtype=str, keep_default_na=False)
     assert list(read.species) == ["0123", "NA"]
     assert list(read.common_name) == ["山椒喰", 'Wren, "Jenny"\n']
@@ -55,7 +55,7 @@ def test_segments_survive_the_csv(tmp_path):
 
 
 def test_names_that_are_no_unicode_are_written(tmp_path):
-    write_segments(tmp_path / "a.csv", pd.DataFrame({"path": pd.Series([os.fsdecode(b"\xff.wav")], dtype=object)}))
+    write_table(tmp_path / "a.csv", pd.DataFrame({"path": pd.Series([os.fsdecode(b"\xff.wav")], dtype=object)}))
     assert (tmp_path / "a.csv").read_text("utf-8") == "path\n\\udcff.wav\n"
 
 

@@ -4,7 +4,6 @@ Every worker imports this module, so it needs neither pandas nor TensorFlow.
 """
 
 import contextlib
-import errno
 import hashlib
 import os
 import warnings
@@ -17,6 +16,7 @@ import numpy as np
 
 from birdtpu.data import audio, records
 from birdtpu.errors import UserError
+from birdtpu.storage import FULL
 
 # Recordings up to this length are decoded once and held; longer ones are decoded twice and never held.
 HELD_SAMPLES = 15 * 60 * 32000
@@ -32,7 +32,7 @@ def disk_errors(folder: str | os.PathLike) -> Iterator[None]:
         yield
     except OSError as error:
         where, what = error.filename or folder, error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in FULL:
             where, what = folder, f"{what}; make room and run the same command again, what is done is kept"
         raise UserError(f"{where}: {what}") from error
 
@@ -79,10 +79,14 @@ class Decode:
 
 
 @dataclass
-class Decoded:
-    """What became of a file: its fingerprint, id, hash of the audio, samples, and its records' framed lengths.
+class Outcome:
+    """What became of a file.
 
-    Where `reason` is not empty, the file failed, and nothing but its fingerprint is known.
+    Attributes:
+        size, crc32c: The file's fingerprint.
+        reason, detail: Why it failed; `reason` is empty where it did not. Of a failed file nothing more is known.
+        warnings: What was wrong with it although it gave audio.
+        recording, audio_hash, samples: Of the decoded audio.
     """
 
     size: int = 0
@@ -93,6 +97,12 @@ class Decoded:
     recording: str = ""
     audio_hash: str = ""
     samples: int = 0
+
+
+@dataclass
+class Decoded(Outcome):
+    """The outcome, and the lengths of the framed records that were spooled, in bytes."""
+
     lengths: list[int] = field(default_factory=list)
 
 

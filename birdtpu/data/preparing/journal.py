@@ -8,6 +8,7 @@ from typing import Any
 
 from birdtpu import storage
 from birdtpu.data import shards
+from birdtpu.data.preparing.decoding import Outcome
 from birdtpu.errors import UserError
 
 CRASH = "crash"  # the reason of a file whose process died, or met an error that nobody foresaw
@@ -29,27 +30,15 @@ class Input:
 
 
 @dataclass
-class Entry:
-    """What became of one input file.
+class Entry(Outcome):
+    """What became of one input file, and where its records lie.
 
     Attributes:
-        size, crc32c: The input file's fingerprint.
-        reason, detail: Why it failed; `reason` is empty where it did not.
-        warnings: What was wrong with it although it gave audio.
-        recording, audio_hash, samples: Of the decoded audio.
         original: The input whose recording this one repeats; it then has no pieces.
         pieces: Its framed records in order, each as (file relative to the output folder, offset, length).
         placed: Whether the pieces lie in the shards that are being built.
     """
 
-    size: int
-    crc32c: str
-    reason: str = ""
-    detail: str = ""
-    warnings: list[str] = field(default_factory=list)
-    recording: str = ""
-    audio_hash: str = ""
-    samples: int = 0
     original: str = ""
     pieces: list[Any] = field(default_factory=list)
     placed: bool = False

@@ -47,7 +47,8 @@ def is_audio(file: str) -> bool:
     return stem(file) != file
 
 
-def _normal(path: str) -> str:
+def normal(path: str) -> str:
+    """A path in the one spelling in which tables and file systems are compared."""
     # A Mac writes é as two characters, Windows writes backslashes, and a table's odd spaces are plain by now.
     return plain_spaces(unicodedata.normalize("NFC", path)).replace("\\", "/").removeprefix("./").strip("/")
 
@@ -75,12 +76,12 @@ class AudioFolder:
         self.files = sorted(file for file in walked if _is_utf8(file))
         odd = (file for file in walked if is_audio(file) and not _is_utf8(file))
         self.not_utf8 = sorted(os.fsencode(file).decode("utf-8", "backslashreplace") for file in odd)
-        self._home = [_normal(part) for part in Path(root).resolve().parts[1:]]
+        self._home = [normal(part) for part in Path(root).resolve().parts[1:]]
         self._tails: dict[str, list[str]] = defaultdict(list)
         self._stems: dict[str, list[str]] = defaultdict(list)
         self._numbers: dict[str, list[str]] = defaultdict(list)
         for file in self.files:
-            parts = _normal(file).split("/")
+            parts = normal(file).split("/")
             for i in range(len(parts)):
                 tail = "/".join(parts[i:])
                 self._tails[tail].append(file)
@@ -88,7 +89,7 @@ class AudioFolder:
             # What lies beside a recording may have its number and the beginning of its name.
             if is_audio(file) and (number := xeno_canto_number(file)):
                 self._numbers[number].append(file)
-        self._names = sorted((_normal(file).rsplit("/")[-1], file) for file in self.files if is_audio(file))
+        self._names = sorted((normal(file).rsplit("/")[-1], file) for file in self.files if is_audio(file))
 
     def find(self, rows: Iterable[tuple[str, ...]], *, prefix: bool = False) -> dict[tuple[str, ...], str | None]:
         """The file that each row of a table means, or None.
@@ -111,7 +112,7 @@ class AudioFolder:
         above, found = "", {}
         for above in _folders_of_all(row[-1] for row in rows):
             found = {row: self._by_path(row, above) for row in rows}
-            if any(found[row] for row in rows if "/" in _normal(row[0])):
+            if any(found[row] for row in rows if "/" in normal(row[0])):
                 break
         found = {row: file or self._by_beginning(row, prefix) for row, file in found.items()}
         full = {row for row, file in found.items() if file and self._in_full(row[-1], above, file)}
@@ -120,7 +121,7 @@ class AudioFolder:
         return {row: file or self._by_number(row) for row, file in free.items()}
 
     def _by_path(self, row: tuple[str, ...], above: str) -> str | None:
-        for name in map(_normal, row):
+        for name in map(normal, row):
             rest = name.removeprefix(above)
             # With all its folders taken off, a name would be any folder's.
             found = self._ending(name) if rest == name else self._whole(rest) if "/" in rest else []
@@ -132,7 +133,7 @@ class AudioFolder:
         return None
 
     def _by_beginning(self, row: tuple[str, ...], prefix: bool) -> str | None:
-        for name in map(_normal, row):
+        for name in map(normal, row):
             for mark in (".", "_") if prefix else (".",):
                 if name and "/" not in name and (found := self._starting(name + mark)):
                     return self._one(name, found)
@@ -140,7 +141,7 @@ class AudioFolder:
 
     def _by_number(self, row: tuple[str, ...]) -> str | None:
         # XC1_20230501.wav may be one of many that a recorder of that name made.
-        for name in map(_normal, row):
+        for name in map(normal, row):
             number = xeno_canto_number(name) if _XENO_CANTO.fullmatch(stem(name).rpartition("/")[2]) else ""
             if found := self._numbers.get(number):
                 return self._one(name, found)
@@ -165,7 +166,7 @@ class AudioFolder:
         return "/".join(parts[next(depths, len(parts)) :])
 
     def _in_full(self, name: str, above: str, file: str) -> bool:
-        wanted, there = stem(_normal(name).removeprefix(above)), stem(_normal(file))
+        wanted, there = stem(normal(name).removeprefix(above)), stem(normal(file))
         return len(wanted) >= len(there) and "/".join(["", *self._home, there]).endswith(f"/{wanted}")
 
     def _starting(self, text: str) -> list[str]:
@@ -181,7 +182,7 @@ class AudioFolder:
             return found[0]
         # A competition's root may hold a resampled copy or the like beside its own recordings.
         focal = [file for file in found if PurePosixPath(file).parts[0] in FOCAL_FOLDERS]
-        exact = [file for file in found if _normal(file) == name]
+        exact = [file for file in found if normal(file) == name]
         for choice in (exact, focal):
             if len(choice) == 1:
                 return choice[0]
@@ -192,7 +193,7 @@ class AudioFolder:
 
 def _folders_of_all(names: Iterable[str]) -> list[str]:
     """The beginnings that all paths among a table's names share, from `""` to the longest, each with its `/`."""
-    folders = [name.split("/")[:-1] for name in map(_normal, names) if "/" in name]
+    folders = [name.split("/")[:-1] for name in map(normal, names) if "/" in name]
     shared = [
         level[0] for level in itertools.takewhile(lambda level: len(set(level)) == 1, zip(*folders, strict=False))
     ]

@@ -36,7 +36,7 @@ def output_name(recording: str | os.PathLike, suffix: str = ".csv") -> str:
     return str(PurePosixPath(*path.parts)) + suffix
 
 
-def write_segments(path: str | os.PathLike, frame: pd.DataFrame) -> None:
+def write_table(path: str | os.PathLike, frame: pd.DataFrame) -> None:
     """Write a table as UTF-8 CSV, atomically; seconds and scores to six decimals.
 
     Letters that are no Unicode (file names in another encoding) are written as `\\udcXX`.
@@ -49,4 +49,4 @@ def write_segments(path: str | os.PathLike, frame: pd.DataFrame) -> None:
 
 def write_failures(path: str | os.PathLike, failures: Sequence[tuple[str, str]]) -> None:
     """Write which files could not be used, and why: `path, reason`, empty where all could."""
-    write_segments(path, pd.DataFrame(failures, columns=["path", "reason"]))
+    write_table(path, pd.DataFrame(failures, columns=["path", "reason"]))
