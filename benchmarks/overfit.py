@@ -7,18 +7,21 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Callable
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from birdtpu.data import shards, tables
 from birdtpu.inference.runtimes.keras import keras_predict
 from birdtpu.models.build import SoundEventModel
-from birdtpu.recipe import load_recipe
-from birdtpu.training.step import make_optimizer, make_step
+from birdtpu.recipe import Recipe, load_recipe
+from birdtpu.training.step import make_optimizer
+from birdtpu.training.strategy import find_accelerator
 
 PLAIN = ["augment.mixup_probability=0", "augment.pitch_probability=0", "augment.tempo_probability=0",
          "augment.time_masks=0", "augment.frequency_masks=0", "audio.margin_seconds=0", "model.dropout=0",
@@ -45,12 +48,22 @@ def batch_of(audio: np.ndarray, targets: np.ndarray) -> dict:
             "seed": np.arange(len(audio), dtype=np.int32)}  # fmt: skip
 
 
+def stepping(model: SoundEventModel, recipe: Recipe, steps: int) -> Callable[[dict], float]:
+    """One step on one batch, to its loss."""
+    step = find_accelerator().step(model, make_optimizer(model.network, recipe.train, steps), recipe.train)
+
+    def one(batch: dict) -> float:
+        return float(step.run(step.feed(tf.data.Dataset.from_tensors(batch)), 1)[0])
+
+    return one
+
+
 def overfit(folder: str, most_steps: int) -> dict:
     recipe = load_recipe("birdcall2020", PLAIN)
     audio, targets = eight_clips(folder, recipe.clip_samples)
     keras.utils.set_random_seed(0)
     model = SoundEventModel(recipe, targets.shape[1])
-    step = make_step(model, make_optimizer(model.network, recipe.train, most_steps), recipe.train)
+    step = stepping(model, recipe, most_steps)
     clipwise, began = keras_predict(model, "clipwise"), time.perf_counter()
     for number in range(1, most_steps + 1):
         loss = float(step(batch_of(audio, targets)))
@@ -69,7 +82,7 @@ def step_seconds(folder: str, jit: str, repetitions: int = 3) -> dict:
     recipe = load_recipe("birdcall2020", ["model.weights=none", "train.batch_size=8", f"train.jit={jit}"])
     audio, targets = eight_clips(folder, recipe.source_samples)
     model = SoundEventModel(recipe, targets.shape[1])
-    step = make_step(model, make_optimizer(model.network, recipe.train, 100), recipe.train)
+    step = stepping(model, recipe, 100)
     times = []
     for _ in range(repetitions + 1):
         began = time.perf_counter()

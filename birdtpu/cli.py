@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from birdtpu import __version__
-from birdtpu.errors import UserError
+from birdtpu.errors import Stopped, UserError
 from birdtpu.storage import FULL
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ Settings = Annotated[
 Data = Annotated[list[str], typer.Option(metavar="DIR", help="A prepared folder; may be repeated.")]
 Strict = Annotated[bool, typer.Option(help="Exit with 1 where a file could not be used or is not there.")]
 Backend = Annotated[str | None, typer.Option(help="tensorflow or jax; else KERAS_BACKEND, else what is installed.")]
+Tpu = Annotated[bool, typer.Option("--tpu", help="Train on a TPU, and on nothing else.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -90,14 +91,19 @@ def train(
     data: Data,
     run: Annotated[str, typer.Option(metavar="DIR", help="The run folder.")],
     fold: Annotated[str | None, typer.Option(help="Hold this fold out; without it, everything is trained on.")] = None,
+    tpu: Tpu = False,
     backend: Backend = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the run's last checkpoint, or begin again.")] = True,
+    save_minutes: Annotated[float, typer.Option(min=0, help="Between two checkpoints.")] = 10,
+    save_steps: Annotated[int, typer.Option(min=0, help="Also after so many steps; 0: by time alone.")] = 0,
     set_: Settings = None,
 ) -> None:
-    """Train a recipe on prepared recordings."""
-    _choose_backend(backend)
+    """Train a recipe on prepared recordings; an interrupted training goes on where it was."""
+    _choose_backend(backend, tpu)
     from birdtpu.workflows.train import train as call
 
-    finished = call(recipe, data, run, fold=fold, settings=set_ or ())
+    saving: dict[str, Any] = {"resume": resume, "save_minutes": save_minutes, "save_steps": save_steps}
+    finished = call(recipe, data, run, fold=fold, settings=set_ or (), tpu=tpu, **saving)
     typer.echo(f"weights, log and curves in {finished.folder}")
 
 
@@ -160,15 +166,16 @@ def evaluate(
 def cross_validate(
     recipe: RecipeName,
     data: Data,
-    run: Annotated[str, typer.Option(metavar="DIR", help="Folder for a run a fold; what is finished there stays.")],
+    run: Annotated[str, typer.Option(metavar="DIR", help="Folder for a run a fold; what is done there stays.")],
+    tpu: Tpu = False,
     backend: Backend = None,
     set_: Settings = None,
 ) -> None:
     """Train and test every fold into one table."""
-    _choose_backend(backend)
+    _choose_backend(backend, tpu)
     from birdtpu.workflows.cross_validate import cross_validate as call
 
-    table = call(recipe, data, run, settings=set_ or ())
+    table = call(recipe, data, run, settings=set_ or (), tpu=tpu)
     shown = table[[column for column in table.columns if not column.endswith(("_low", "_high"))]]
     typer.echo(shown.to_string(index=False, float_format="%.4f", na_rep=""))
 
@@ -211,8 +218,45 @@ def show(recipe: RecipeName, set_: Settings = None) -> None:
     typer.echo(f"# hash {resolved.hash}\n{resolved.to_toml()}", nl=False)
 
 
-def _choose_backend(backend: str | None) -> None:
-    """Before Keras is imported: the backend that was asked for, else one that is installed."""
+@app.command("compile")
+def compile_(
+    recipe: RecipeName,
+    topology: Annotated[str, typer.Option(metavar="NAME", help="Such as v5e:1x1, v5e:2x4, v4:2x2x1.")] = "v5e:1x1",
+    batch: Annotated[int, typer.Option(min=1, help="Clips a device.")] = 64,
+    classes: Annotated[int, typer.Option(min=1, help="Species.")] = 264,
+    json: Annotated[str | None, typer.Option(metavar="FILE", help="Write the figures to this file too.")] = None,
+    backend: Backend = None,
+    set_: Settings = None,
+) -> None:
+    """Compile a recipe's training step and inference for a TPU that is not here: memory, bytes, speed at most."""
+    from birdtpu.training.topology import prepare_environment
+
+    prepare_environment()
+    _choose_backend(backend)
+    from birdtpu.evaluation.report import write_json
+    from birdtpu.recipe import load_recipe
+    from birdtpu.training.compile import compile_recipe, report_lines
+
+    found = compile_recipe(load_recipe(recipe, set_ or ()), topology, classes=classes, batch=batch, say=typer.echo)
+    if json:
+        write_json(found, json)
+    for line in report_lines(found):
+        typer.echo(line)
+
+
+@app.command()
+def doctor(backend: Backend = None) -> None:
+    """Say what this machine has, and what keeps its TPU from training."""
+    from birdtpu.workflows.doctor import doctor as call
+
+    text, wrong = call(backend)
+    typer.echo(text)
+    if wrong:
+        raise typer.Exit(1)
+
+
+def _choose_backend(backend: str | None, tpu: bool = False) -> None:
+    """Before Keras is imported: the backend that was asked for, else one that is installed (and drives the TPU)."""
     import importlib.util
     import os
 
@@ -225,6 +269,15 @@ def _choose_backend(backend: str | None) -> None:
         raise UserError("no TensorFlow and no JAX is installed: pip install 'birdtpu[cpu]'")
     if chosen is not None and chosen not in there:
         raise UserError(f"backend {chosen}: not installed; there is {' and '.join(there)}")
+    if tpu:
+        from birdtpu.training.machine import engine, machine, no_tpu, tpu_environment
+
+        here = machine()
+        chosen = chosen or engine(here)
+        if not here.chips:
+            # Before TensorFlow is imported: without a chip, its TPU build waits for minutes.
+            raise no_tpu(here, chosen)
+        os.environ.update(tpu_environment(chosen))
     os.environ["KERAS_BACKEND"] = chosen or there[0]
 
 
@@ -256,6 +309,9 @@ def main() -> None:
     except UserError as error:
         print(f"birdtpu: {error}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stopped:
+        print(f"birdtpu: {stopped}", file=sys.stderr)
+        sys.exit(128 + stopped.number)
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:

@@ -159,7 +159,14 @@ class Train(Section):
     """The training run."""
 
     epochs: Count = 30
-    batch_size: Count = 32
+    batch_size: Count = Field(default=32, description="over all replicas")
+    batch_size_per_replica: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="instead of batch_size: the batch then grows with the replicas; 0: batch_size"
+    )
+    learning_rate_scaling: Literal["none", "linear", "sqrt"] = Field(
+        default="none", description="how learning rates follow a batch that is not batch_size"
+    )
+    accumulate: Count = Field(default=1, description="parts of a batch whose gradients are added up, for less memory")
     steps_per_epoch: Annotated[int, Field(ge=0)] = Field(default=0, description="0: once through the plan's samples")
     learning_rate: Positive = 1e-3
     min_learning_rate: NotNegative = 1e-8
@@ -175,6 +182,12 @@ class Train(Section):
     )
     patience: Annotated[int, Field(ge=0)] = Field(
         default=0, description="epochs without a better validation loss before stopping; 0: never"
+    )
+    synchronized_batch_norm: bool = Field(
+        default=False, description="batch statistics over all replicas (TensorFlow; on JAX they always are)"
+    )
+    precision: Literal["auto", "float32", "mixed_bfloat16"] = Field(
+        default="auto", description="of the network; auto: mixed_bfloat16 on a TPU, else float32"
     )
     jit: Literal["auto", "on", "off"] = Field(default="auto", description="XLA; auto: everywhere but TensorFlow on CPU")
     seed: Seed = 0
@@ -410,9 +423,10 @@ def _check(recipe: Recipe, origin: str) -> None:
         ),
         (augment.tempo_rates[0] > augment.tempo_rates[1], "augment.tempo_rates: low end above the high end"),
         (
-            augment.mixup_probability > 0 and recipe.train.batch_size % 8 != 0,
-            "train.batch_size: must be a multiple of 8 where augment.mixup_probability is above 0",
+            augment.mixup_probability > 0 and recipe.train.batch_size % (8 * recipe.train.accumulate) != 0,
+            "train.batch_size: must be a multiple of 8 (and train.accumulate times 8) with augment.mixup_probability",
         ),
+        (recipe.train.batch_size % recipe.train.accumulate != 0, "train.accumulate: must divide train.batch_size"),
         (recipe.predict.hop_seconds > audio.clip_seconds, "predict.hop_seconds: longer than a clip leaves gaps"),
         (
             recipe.train.patience > 0 and recipe.folds.validation_fraction == 0,

@@ -86,11 +86,12 @@ from birdtpu.models.build import SoundEventModel
 from birdtpu.recipe import load_recipe
 from birdtpu.training.log import Log
 from birdtpu.training.loop import fit
-from birdtpu.training.step import make_optimizer, make_step
+from birdtpu.training.step import make_optimizer
+from birdtpu.training.strategy import find_accelerator
 recipe = load_recipe("quickstart", ["audio.clip_seconds=1.0", "audio.record_seconds=4.0", "predict.hop_seconds=0.5",
                                     "train.batch_size=8"])
 model = SoundEventModel(recipe, 3)
-step = make_step(model, make_optimizer(model.network, recipe.train, 4), recipe.train)
+step = find_accelerator().step(model, make_optimizer(model.network, recipe.train, 4), recipe.train)
 rows = np.arange(8)
 targets = np.eye(3, dtype="float32")[rows % 3]
 def batches():

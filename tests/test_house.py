@@ -19,9 +19,9 @@ FLOORS = [
 EXEMPT = {"__main__", "__init__"}
 TENSORFLOW = {
     "storage.py", "data/records.py", "data/shards.py", "data/pipeline.py", "data/tfio.py", "training/strategy.py",
-    "training/step.py", "training/compile.py", "training/checkpoint.py",
+    "training/tensorflow_step.py", "training/compile.py",
 }  # fmt: skip
-JAX = {"training/strategy.py", "training/step.py", "training/compile.py"}
+JAX = {"training/strategy.py", "training/jax_step.py", "training/compile.py", "training/topology.py"}
 ANYWHERE_IN = ("inference/runtimes/", "export/")
 
 

@@ -1,6 +1,7 @@
 """Dropout whose mask depends on each example's seed alone."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,15 @@ from keras import ops
 
 from birdtpu import random
 
-_seeds: list[Any] = []
+
+class _Scope(threading.local):
+    """A stack a thread: mirrored replicas are threads that take turns in the middle of a network."""
+
+    def __init__(self) -> None:
+        self.seeds: list[Any] = []
+
+
+_scope = _Scope()
 
 
 @contextlib.contextmanager
@@ -18,11 +27,11 @@ def seed_scope(seed: Any) -> Iterator[None]:
 
     Models from keras.applications have no way to pass a tensor to their inner layers.
     """
-    _seeds.append(seed)
+    _scope.seeds.append(seed)
     try:
         yield
     finally:
-        _seeds.pop()
+        _scope.seeds.pop()
 
 
 class SeededDropout(keras.layers.Layer):
@@ -49,12 +58,12 @@ class SeededDropout(keras.layers.Layer):
     def call(self, inputs: Any, training: bool = False) -> Any:
         if not training or self.rate == 0:
             return inputs
-        if not _seeds:
+        if not _scope.seeds:
             raise RuntimeError(f"{self.name}: training needs `with seed_scope(batch['seed'])` around the call")
         shape = tuple(inputs.shape[1:])
         if self.noise_shape is not None:
             shape = tuple(a if n is None else n for a, n in zip(shape, self.noise_shape[1:], strict=True))
-        unit = random.uniform(_seeds[-1], random.stream(f"dropout/{self.name}"), shape)
+        unit = random.uniform(_scope.seeds[-1], random.stream(f"dropout/{self.name}"), shape)
         keep = ops.cast(unit >= self.rate, inputs.dtype)
         return inputs * keep * ops.cast(1 / (1 - self.rate), inputs.dtype)
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from birdtpu.ops import spectral, stretching
 
@@ -22,7 +23,8 @@ class MelSpectrogram(keras.layers.Layer):
         pitch_range: Lowest and highest pitch ratio that `call` will get; more bins are then computed.
         fft: Whether the STFT is an FFT instead of a convolution: the same power, faster on a CPU (see `ops.spectral`).
 
-    Input shape: `(batch, samples)`, [-1, 1]; and each example's `pitch_ratio` `(batch,)`, or None for its own pitch.
+    Input shape: `(batch, samples)`, float32 in [-1, 1] or int16; each example's `pitch_ratio` `(batch,)`, or None for
+        its own pitch; and its `gain` `(batch,)` where samples are to be multiplied by one.
     Output shape: `(batch, 1 + samples // hop_length, n_mels)`, power.
 
     Reference: `librosa.feature.melspectrogram(pad_mode="constant")`.
@@ -55,15 +57,23 @@ class MelSpectrogram(keras.layers.Layer):
         self.fft = fft
         self._bands = spectral.MelBands(n_mels, f_min, f_max, htk)
         self._bins = spectral.bins_between(sample_rate, n_fft, f_min / self.pitch_range[1], f_max / self.pitch_range[0])
-        self._frequencies = self._bins * (sample_rate / n_fft)
+        self._hz_per_bin = sample_rate / n_fft
         self._kernel = None if fft else spectral.stft_kernel(n_fft, win_length, hop_length, self._bins)
 
-    def call(self, audio: Any, pitch_ratio: Any | None = None) -> Any:
+    def call(self, audio: Any, pitch_ratio: Any | None = None, gain: Any | None = None) -> Any:
         if self.fft:
-            power = spectral.power_by_fft(audio, self.n_fft, self.win_length, self.hop_length, self._bins)
+            powers = [spectral.power_by_fft(audio, self.n_fft, self.win_length, self.hop_length, self._bins)]
+            bins = [self._bins]
         else:
-            power = spectral.power_by_convolution(audio, self._kernel, self.n_fft)
-        return stretching.mel_of_power(power, self._bands, self._frequencies, pitch_ratio)
+            powers = spectral.power_by_convolution(audio, self._kernel, self.n_fft)
+            bins = spectral.convolved_bins(self.n_fft, self.hop_length, self._bins)
+        # A sum of products: to lay the parts side by side would write them once more.
+        mel = sum(
+            stretching.mel_of_power(power, self._bands, each * self._hz_per_bin, pitch_ratio)
+            for power, each in zip(powers, bins, strict=True)
+        )
+        # Of the mels, for they are fewer than the samples, which stay integers for as long.
+        return mel if gain is None else mel * ops.square(gain)[:, None, None]
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         return (input_shape[0], 1 + input_shape[1] // self.hop_length, self.n_mels)
@@ -79,4 +89,4 @@ class MelSpectrogram(keras.layers.Layer):
 
     def empty_bands(self) -> np.ndarray:
         """Indices of bands that no bin falls into: too many bands for this `n_fft`."""
-        return np.flatnonzero(self._bands.filters(self._frequencies).sum(axis=0) == 0)
+        return np.flatnonzero(self._bands.filters(self._bins * self._hz_per_bin).sum(axis=0) == 0)

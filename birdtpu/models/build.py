@@ -25,20 +25,33 @@ class SoundEventModel:
         recipe: The recipe.
         classes: Number of classes.
         weights: Initial weights of the backbone instead of the recipe's; `none` before a run's weights are loaded.
+        precision: Keras' dtype policy of the network: `float32` or `mixed_bfloat16`. The log-mel, the head and all
+            weights are float32 in both.
+        platform: `cpu`, `gpu` or `tpu`, where it will run: the weights and the function are the same, but on a CPU the
+            STFT is an FFT, and on a TPU the first maps are paired (see `layers.pairs`). None: what Keras sees.
 
     Raises: UserError where a mel band would be empty, or as `build_backbone`.
     """
 
-    def __init__(self, recipe: Recipe, classes: int, weights: str | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        classes: int,
+        weights: str | None = None,
+        precision: str = "float32",
+        platform: str | None = None,
+    ) -> None:
         audio, front, augment = recipe.audio, recipe.frontend, recipe.augment
         self.frames = framing.frame_count(recipe.clip_samples, front.hop_length)
         self.pitch_tempo = PitchTempo(
             augment.pitch_probability, augment.pitch_semitones, augment.tempo_probability, augment.tempo_rates
         )
         stft = {key: getattr(front, key) for key in ("n_fft", "win_length", "hop_length", "n_mels", "f_min", "f_max")}
-        on_cpu = all(device.startswith("cpu") for device in keras.distribution.list_devices())
+        if platform is None:
+            seen = {device.partition(":")[0] for device in keras.distribution.list_devices()}
+            platform = next((kind for kind in ("tpu", "gpu") if kind in seen), "cpu")
         self.mel = MelSpectrogram(
-            audio.sample_rate, **stft, htk=front.htk, pitch_range=self.pitch_tempo.pitch_range, fft=on_cpu
+            audio.sample_rate, **stft, htk=front.htk, pitch_range=self.pitch_tempo.pitch_range, fft=platform == "cpu"
         )
         if len(self.mel.empty_bands()):
             raise UserError(
@@ -51,25 +64,32 @@ class SoundEventModel:
         self.spec_augment = SpecAugment(
             augment.time_masks, augment.time_mask_width, augment.frequency_masks, augment.frequency_mask_width
         )
-        entry = BACKBONES.get(recipe.model.backbone)
-        pixels = (entry.channels, entry.scale, entry.offset) if entry else (3, 1.0, 0.0)
-        self.image = Image(front.image_size, *pixels)
-        self.network = self._network(recipe, classes, recipe.model.weights if weights is None else weights)
+        policy = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(precision)
+        try:
+            self.network = self._network(
+                recipe, classes, recipe.model.weights if weights is None else weights, platform
+            )
+        finally:
+            keras.config.set_dtype_policy(policy)
 
-    def _network(self, recipe: Recipe, classes: int, weights: str) -> keras.Model:
+    def _network(self, recipe: Recipe, classes: int, weights: str, platform: str) -> keras.Model:
         """Scaled log-mel `(batch, frames, mels)` to the named outputs."""
         model = recipe.model
         log_mel = keras.Input((self.frames, recipe.frontend.n_mels), name="log_mel")
-        picture = self.image(log_mel)
-        backbone = build_backbone(model.backbone, picture.shape[1:3], weights)
+        entry = BACKBONES.get(model.backbone)
+        pixels = (entry.channels, entry.scale, entry.offset) if entry else (3, 1.0, 0.0)
+        picture = Image(recipe.frontend.image_size, *pixels)(log_mel)
+        synchronized = recipe.train.synchronized_batch_norm
+        backbone = build_backbone(model.backbone, picture.shape[1:3], weights, synchronized, paired=platform == "tpu")
         outputs = attention(
             backbone(picture), classes=classes, features=model.features, dropout=model.dropout, bound=model.attention
         )
         return keras.Model(log_mel, outputs, name="sound_event_model")
 
-    def log_mel(self, audio: Any) -> Any:
-        """`(batch, clip samples)` in [-1, 1] to `(batch, frames, mels)` in [0, 1]."""
-        return self.decibel(self.mel(audio))
+    def log_mel(self, audio: Any, gain: Any | None = None) -> Any:
+        """`(batch, clip samples)` in [-1, 1], or int16 and gains `(batch,)`, to `(batch, frames, mels)` in [0, 1]."""
+        return self.decibel(self.mel(audio, None, gain))
 
     def augmented(self, batch: dict[str, Any]) -> tuple[Any, Any, Any]:
         """A training batch to scaled log-mels, targets and mask.
@@ -79,12 +99,12 @@ class SoundEventModel:
 
         Returns: `(batch, frames, mels)`, and targets and mask `(batch, classes)`.
         """
-        audio, seed = pcm_to_float(batch), batch["seed"]
+        audio, seed = batch["audio"], batch["seed"]
         source_frames = framing.frame_count(audio.shape[1], self.mel.hop_length)
         pitch_ratio, start, rate = self.pitch_tempo(seed, source_frames, self.frames)
         drawn = pitch_ratio if self.pitch_tempo.pitch_probability else None
         place = {"frames": self.frames, "smear_frames": self.smear_frames}
-        power = crop(self.mel(audio, drawn), pitch_ratio, start, rate, **place)
+        power = crop(self.mel(audio, drawn, batch.get("audio_gain")), pitch_ratio, start, rate, **place)
         targets, mask = batch["targets"], batch["target_mask"]
         if self.mixup.probability:
             power, targets, mask = self.mixup(power, targets, mask, seed)

@@ -1,5 +1,6 @@
 """Mixing of examples within groups of eight consecutive rows, which no replica splits."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -37,12 +38,17 @@ def blend(power: Any, partner: Any, share: Any) -> Any:
     """`share * power + (1 - share) * power[partner]`; sounds without a common phase add in power.
 
     Args:
-        power: `(batch, ...)`.
-        partner: `(batch,)` int32.
+        power: `(batch, ...)`, finite, of whole groups.
+        partner: `(batch,)` int32, from `partners`.
         share: `(batch,)` in [0, 1]; 1 leaves the example as it is.
     """
-    share = ops.reshape(share, (-1,) + (1,) * (len(power.shape) - 1))
-    return share * power + (1 - share) * ops.take(power, partner, axis=0)
+    # A product within each group: a gather over the batch would fetch rows from every device.
+    place = np.arange(GROUP, dtype=np.int32)
+    own = (place[:, None] == place[None, :]).astype(np.float32)
+    others = ops.cast(ops.reshape(partner, (-1, GROUP, 1)) % GROUP == place, "float32")
+    share = ops.reshape(share, (-1, GROUP, 1))
+    mixed = ops.matmul(share * own + (1 - share) * others, ops.reshape(power, (-1, GROUP, math.prod(power.shape[1:]))))
+    return ops.reshape(mixed, power.shape)
 
 
 def mix_targets(targets: Any, mask: Any, partner: Any, share: Any, union: bool) -> tuple[Any, Any]:

@@ -85,53 +85,75 @@ def hann_window(n_fft: int, win_length: int) -> np.ndarray:
     return window
 
 
-def stft_kernel(n_fft: int, win_length: int, hop_length: int, bins: np.ndarray) -> np.ndarray:
-    """Windowed cosines and sines as a convolution over blocks of one hop: float32 `(blocks, hop_length, 2 * bins)`.
+def convolved_bins(n_fft: int, hop_length: int, bins: np.ndarray) -> list[np.ndarray]:
+    """The bins of each part that `power_by_convolution` gives: int64 `(columns,)`; 0 where a bin is there already.
 
-    The window is `hann_window`'s.
+    One part, or two where `n_fft` and `hop_length` are even: the spectrum at bin k is that of the even samples plus
+    that of the odd ones, and their difference is the conjugate of bin n_fft / 2 - k, at half the multiplications.
     """
-    window = hann_window(n_fft, win_length)
+    if n_fft % 2 or hop_length % 2:
+        return [bins]
+    half = n_fft // 2
+    low = np.unique(np.minimum(bins, half - bins))
+    return [low, np.where(2 * low == half, 0, half - low)]
+
+
+def stft_kernel(n_fft: int, win_length: int, hop_length: int, bins: np.ndarray) -> np.ndarray:
+    """Windowed waves as convolutions over blocks of one hop: float32 `(parts, 2, blocks, hop_length / parts, columns)`.
+
+    Of every part-th sample, cosines and sines of the first `convolved_bins`. The window is `hann_window`'s.
+    """
+    parts = convolved_bins(n_fft, hop_length, bins)
     blocks = -(-n_fft // hop_length)
     # The angle's turns are counted in integers, so that float64 loses nothing for late samples of high bins.
-    turns = (np.arange(n_fft)[:, None] * bins[None, :]) % n_fft / n_fft
-    waves = np.concatenate([np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns)], axis=1) * window[:, None]
-    padded = np.zeros((blocks * hop_length, 2 * len(bins)))
-    padded[:n_fft] = waves
-    return padded.reshape(blocks, hop_length, -1).astype(np.float32)
+    angle = 2 * np.pi / n_fft * (np.arange(n_fft)[:, None] * parts[0] % n_fft)
+    waves = np.zeros((2, blocks * hop_length, len(parts[0])))
+    waves[:, :n_fft] = np.stack([np.cos(angle), np.sin(angle)]) * hann_window(n_fft, win_length)[:, None]
+    waves = waves.reshape(2, blocks, hop_length // len(parts), len(parts), -1)
+    return np.moveaxis(waves, 3, 0).astype(np.float32)
 
 
-def power_by_convolution(audio: Any, kernel: np.ndarray, n_fft: int) -> Any:
+def power_by_convolution(audio: Any, kernel: np.ndarray, n_fft: int) -> list[Any]:
     """Centred power spectrogram; zeros stand before the start and after the end.
 
     Args:
-        audio: `(batch, samples)` float32, [-1, 1].
+        audio: `(batch, samples)` float32 in [-1, 1], or int16.
         kernel: From `stft_kernel`.
 
-    Returns: `(batch, 1 + samples // hop_length, bins)`.
+    Returns: for each of `convolved_bins`, `(batch, 1 + samples // hop_length, columns)`.
     Reference: `abs(librosa.stft(..., center=True, pad_mode="constant")) ** 2`.
     """
-    blocks, hop_length, doubled = kernel.shape
+    parts, _, blocks, step, _ = kernel.shape
+    hop_length = parts * step
     frames = 1 + audio.shape[1] // hop_length
-    rows = ops.reshape(
-        _centred(audio, n_fft, (frames - 1 + blocks) * hop_length), (-1, frames - 1 + blocks, hop_length)
-    )
-    waves = ops.conv(rows, ops.convert_to_tensor(kernel), strides=1, padding="valid")
-    real, imaginary = waves[..., : doubled // 2], waves[..., doubled // 2 :]
-    return real * real + imaginary * imaginary
+    # Integers are padded and laid out as they are, at half the bytes.
+    rows = _centred(audio, n_fft, (frames - 1 + blocks) * hop_length)
+    rows = ops.cast(ops.reshape(rows, (-1, frames - 1 + blocks, hop_length)), "float32")
+    spectra = []
+    for i, waves in enumerate(kernel):
+        # A strided slice of the last axis is several copies on a TPU, a product with zeros and ones is none.
+        every = np.eye(hop_length, dtype=np.float32)[None, :, i::parts]
+        samples = ops.conv(rows, ops.convert_to_tensor(every)) if parts > 1 else rows
+        # The real and the imaginary part each by a convolution of its own, so that XLA squares as it writes.
+        spectra.append([ops.conv(samples, ops.convert_to_tensor(each), strides=1, padding="valid") for each in waves])
+    if parts == 2:
+        even, odd = spectra
+        spectra = [[a + b for a, b in zip(even, odd, strict=True)], [a - b for a, b in zip(even, odd, strict=True)]]
+    return [real * real + imaginary * imaginary for real, imaginary in spectra]
 
 
 def power_by_fft(audio: Any, n_fft: int, win_length: int, hop_length: int, bins: np.ndarray) -> Any:
     """The same by FFT.
 
     Args:
-        audio: `(batch, samples)` float32, [-1, 1].
+        audio: `(batch, samples)` float32 in [-1, 1], or int16.
         n_fft, win_length, hop_length: In samples.
         bins: Consecutive bins, from `bins_between`.
 
     Returns and reference: as `power_by_convolution`.
     """
     frames = 1 + audio.shape[1] // hop_length
-    audio = _centred(audio, n_fft, (frames - 1) * hop_length + n_fft)
+    audio = ops.cast(_centred(audio, n_fft, (frames - 1) * hop_length + n_fft), "float32")
     frames = ops.extract_sequences(audio, n_fft, hop_length)
     real, imaginary = ops.rfft(frames * hann_window(n_fft, win_length).astype(np.float32))
     real, imaginary = real[..., bins[0] : bins[-1] + 1], imaginary[..., bins[0] : bins[-1] + 1]

@@ -3,6 +3,7 @@
 import csv
 import io
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from birdtpu import storage
 
@@ -32,6 +33,14 @@ class Log:
         self.rows: list[Epoch] = []
         self._events = None
 
+    def state(self) -> list[dict[str, Any]]:
+        """The rows, for `restore`; JSON can hold them, NaN among them."""
+        return [asdict(row) for row in self.rows]
+
+    def restore(self, rows: list[dict[str, Any]]) -> None:
+        """Begin after these rows, whatever an earlier process wrote behind them."""
+        self.rows = [Epoch(**row) for row in rows]
+
     def add(self, row: Epoch) -> None:
         """Write one epoch down."""
         self.rows.append(row)
@@ -43,7 +52,8 @@ class Log:
         if self._events is None:
             from tensorboardX import SummaryWriter
 
-            self._events = SummaryWriter(storage.join(self.folder, "tensorboard"))
+            # What an interrupted process wrote of this step and later ones is not shown.
+            self._events = SummaryWriter(storage.join(self.folder, "tensorboard"), purge_step=row.step)
         for key in ("loss", "validation_loss", "learning_rate", "clips_per_second"):
             if (value := getattr(row, key)) == value:
                 self._events.add_scalar(key, value, row.step)

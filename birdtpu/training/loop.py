@@ -1,20 +1,81 @@
-"""The training loop: any iterator of batches, any step."""
+"""The training loop: any batches, any step, taken up where it was stopped."""
 
+import contextlib
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import numpy as np
 
-from birdtpu.errors import UserError
+from birdtpu.errors import Stopped, UserError
+from birdtpu.training.checkpoint import Checkpoint, Checkpoints
 from birdtpu.training.log import Epoch, Log
+from birdtpu.training.step import Step
 
 Weights = list[np.ndarray]
+# Without a terminal there is no bar: a line so often says that the training is alive.
+_LINE_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Saving:
+    """When a checkpoint is written, beside SIGTERM and Ctrl-C.
+
+    Args:
+        checkpoints: Where to.
+        seconds: Time between two.
+        steps: Steps between two; 0 counts only the time.
+    """
+
+    checkpoints: Checkpoints
+    seconds: float = 600.0
+    steps: int = 0
+
+
+@dataclass
+class Progress:
+    """What the loop remembers beside the step's own state.
+
+    Args:
+        done: Steps done.
+        losses: Those of the epoch that is on.
+        seconds: Its time in earlier processes.
+        best, best_loss, best_epoch: Of the validation part.
+    """
+
+    done: int = 0
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    best: Weights | None = None
+    best_loss: float = math.inf
+    best_epoch: int = 0
+
+    def to_checkpoint(self, step: Step, log: Log) -> Checkpoint:
+        """All that a new process needs to go on to the same result."""
+        best = {f"best/{i:04d}": value for i, value in enumerate(self.best or [])}
+        notes = {"losses": self.losses, "seconds": self.seconds, "best_epoch": self.best_epoch, "rows": log.state()}
+        if self.best is not None:
+            notes["best_loss"] = self.best_loss
+        return Checkpoint(self.done, {**step.state(), **best}, notes)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, step: Step, log: Log) -> "Progress":
+        """Bring step and log to where they were at `to_checkpoint`. Raises ValueError where they do not fit."""
+        step.restore(checkpoint.arrays)
+        notes = checkpoint.notes
+        log.restore(notes["rows"])
+        best = [value for name, value in sorted(checkpoint.arrays.items()) if name.startswith("best/")]
+        best_loss, best_epoch = notes.get("best_loss", math.inf), notes["best_epoch"]
+        return cls(checkpoint.step, notes["losses"], notes["seconds"], best or None, best_loss, best_epoch)
 
 
 def fit(
-    step: Any,
+    step: Step,
     batches: Iterable[dict[str, Any]],
     *,
     steps: int,
@@ -24,59 +85,137 @@ def fit(
     log: Log,
     validate: Callable[[Weights], float] | None = None,
     patience: int = 0,
+    progress: Progress | None = None,
+    saving: Saving | None = None,
+    steps_per_call: int = 1,
 ) -> Weights:
     """Train and return the weights to keep.
 
     Args:
-        step: `step(batch) -> loss`, with `averaged()` (see `training.step`).
-        batches: At least `steps` of them.
+        step: What a step is.
+        batches: For `step.feed`, from the first step that is not done.
         steps, steps_per_epoch: How many in all and between two rows of the log.
-        batch_size: Rows of a batch, for clips/s.
+        batch_size: Rows of a step, for clips/s.
         learning_rate: Of a step, for the log.
         log: Where the epochs are written.
         validate: Averaged weights -> loss on what is held out; then the best epoch's weights are kept, else the last's.
         patience: Epochs without a better validation loss before stopping; 0 never stops early.
+        progress: Where `step` and `log` stand; None: at the start. Changed in place.
+        saving: None saves nothing and leaves signals alone.
+        steps_per_call: Calls begin at the same steps however often a training is taken up: bits depend on it.
 
     Returns: averaged weights, in the order of the network's variables.
-    Raises: UserError where the loss is no longer finite, or the batches end early.
+    Raises: UserError where the loss is no longer finite, or the batches end early; Stopped after a signal.
     """
     from tqdm.auto import tqdm
 
-    best, best_loss, best_epoch = None, math.inf, 0
-    done, losses, began = 0, [], time.perf_counter()
-    iterator = iter(batches)
-    with tqdm(total=steps * batch_size, unit=" clips", unit_scale=True, disable=None, mininterval=0.5) as bar:
-        while done < steps:
+    now = progress if progress is not None else Progress()
+    feed, last, spoken, saved, saved_step = step.feed(batches), None, *([time.perf_counter()] * 2), now.done
+    began = time.perf_counter() - now.seconds
+    epochs = -(-steps // steps_per_epoch)
+    bar = tqdm(total=steps * batch_size, initial=now.done * batch_size, unit=" clips", unit_scale=True, disable=None)
+    with bar, _signals(saving is not None) as asked:
+        while now.done < steps and not _is_over(now, steps_per_epoch, patience):
+            count = min(steps_per_call, steps - now.done, steps_per_epoch - now.done % steps_per_epoch)
             try:
-                batch = next(iterator)
+                losses = step.run(feed, count)
             except StopIteration:
-                raise UserError(f"training data ended after {done} of {steps} steps") from None
-            losses.append(step(batch))
-            done += 1
-            bar.update(batch_size)
-            if done % steps_per_epoch and done < steps:
-                continue
-            epoch = -(-done // steps_per_epoch)
-            # Read only here: asking for a loss waits for the device.
-            loss = float(np.mean([float(value) for value in losses]))
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"the loss is {loss} in epoch {epoch}: lower train.learning_rate or set train.clip_norm"
-                )
-            speed = len(losses) * batch_size / (time.perf_counter() - began)
-            held_out = math.nan
-            if validate is not None:
-                weights = step.averaged()
-                held_out = validate(weights)
-                if held_out < best_loss:
-                    best, best_loss, best_epoch = weights, held_out, epoch
-            seconds = time.perf_counter() - began
-            log.add(Epoch(epoch, done, loss, held_out, learning_rate(done - 1), speed, seconds))
-            text = f"epoch {epoch:3d}/{-(-steps // steps_per_epoch)}  loss {loss:.4f}"
-            text += "" if math.isnan(held_out) else f"  validation {held_out:.4f}"
-            tqdm.write(f"{text}  {speed:.0f} clips/s  {seconds:.0f} s")
-            losses, began = [], time.perf_counter()
-            if patience and epoch - best_epoch >= patience:
-                tqdm.write(f"no better validation loss for {patience} epochs: stopping, epoch {best_epoch} is kept")
-                break
-    return step.averaged() if best is None else best
+                raise UserError(f"training data ended after {now.done} of {steps} steps") from None
+            if last is not None:
+                # Asking for losses waits for the device: for the call before, so that one is always under way.
+                now.losses += np.asarray(last).tolist()
+            last = losses
+            now.done += count
+            bar.update(count * batch_size)
+            clock = time.perf_counter()
+            ends = now.done % steps_per_epoch == 0 or now.done == steps
+            due = saving is not None and (
+                bool(asked) or clock - saved >= saving.seconds or 0 < saving.steps <= now.done - saved_step
+            )
+            if ends or due:
+                now.losses += np.asarray(last).tolist()
+                last = None
+                now.seconds = time.perf_counter() - began
+                _check(now, steps_per_epoch)
+            if ends:
+                tqdm.write(_end_epoch(now, step, log, validate, learning_rate, steps_per_epoch, batch_size, epochs))
+                began = time.perf_counter()
+                if _is_over(now, steps_per_epoch, patience):
+                    tqdm.write(
+                        f"no better validation loss for {patience} epochs: stopping, epoch {now.best_epoch} is kept"
+                    )
+            elif bar.disable and clock - spoken >= _LINE_SECONDS and now.losses:
+                spoken = clock
+                speed = len(now.losses) * batch_size / (clock - began)
+                tqdm.write(f"step {now.done}/{steps}  loss {np.mean(now.losses[-50:]):.4f}  {speed:.0f} clips/s")
+            if saving is not None and due:
+                saving.checkpoints.save(now.to_checkpoint(step, log))
+                saved, saved_step = time.perf_counter(), now.done
+                if asked:
+                    raise Stopped(asked[0], f"step {now.done}")
+    return step.averaged() if now.best is None else now.best
+
+
+def _is_over(now: Progress, steps_per_epoch: int, patience: int) -> bool:
+    """Whether the last epoch that ended was one too many without a better validation loss."""
+    ended = now.done > 0 and now.done % steps_per_epoch == 0
+    return bool(patience) and ended and now.done // steps_per_epoch - now.best_epoch >= patience
+
+
+def _check(now: Progress, steps_per_epoch: int) -> None:
+    """A state that is lost is never saved over one that is not."""
+    wrong = [loss for loss in now.losses if not math.isfinite(loss)]
+    if wrong:
+        epoch = -(-now.done // steps_per_epoch)
+        raise UserError(f"the loss is {wrong[0]} in epoch {epoch}: lower train.learning_rate or set train.clip_norm")
+
+
+def _end_epoch(
+    now: Progress,
+    step: Step,
+    log: Log,
+    validate: Callable[[Weights], float] | None,
+    learning_rate: Callable[[int], float],
+    steps_per_epoch: int,
+    batch_size: int,
+    epochs: int,
+) -> str:
+    """Validate, write the epoch down, begin the next; returns its line."""
+    began = time.perf_counter()
+    epoch, loss, speed = -(-now.done // steps_per_epoch), float(np.mean(now.losses)), len(now.losses) * batch_size
+    speed /= max(now.seconds, 1e-9)
+    held_out = math.nan
+    if validate is not None:
+        weights = step.averaged()
+        held_out = validate(weights)
+        if held_out < now.best_loss:
+            now.best, now.best_loss, now.best_epoch = weights, held_out, epoch
+    seconds = now.seconds + time.perf_counter() - began
+    log.add(Epoch(epoch, now.done, loss, held_out, learning_rate(now.done - 1), speed, seconds))
+    now.losses, now.seconds = [], 0.0
+    text = f"epoch {epoch:3d}/{epochs}  loss {loss:.4f}"
+    text += "" if math.isnan(held_out) else f"  validation {held_out:.4f}"
+    return f"{text}  {speed:.0f} clips/s  {seconds:.0f} s"
+
+
+@contextlib.contextmanager
+def _signals(wanted: bool) -> Iterator[list[int]]:
+    """A list that gets the number of the first SIGTERM or Ctrl-C; the second has its usual effect."""
+    asked: list[int] = []
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        asked.append(number)
+        for other, handler in before.items():
+            signal.signal(other, handler)
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,29 +1,77 @@
-"""One training step on either engine over shared `keras.ops` code.
+"""What one training step is, on either engine: optimiser, loss, averages, and the face that both steps keep."""
 
-TensorFlow runs a `tf.function` over the model's variables; JAX a jitted pure function with donated state. Both keep
-an exponential moving average (EMA) of every weight, batch statistics included.
-"""
-
-from collections.abc import Callable
-from typing import Any
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 import keras
+import numpy as np
 from keras import ops
 
 from birdtpu import losses
-from birdtpu.models.build import SoundEventModel, seeded
+from birdtpu.errors import UserError
 from birdtpu.recipe import Train
 from birdtpu.training.schedules import warmup_cosine
 
 Batch = dict[str, Any]
+Arrays = dict[str, np.ndarray]
+
+
+class Step(Protocol):
+    """A network, its optimiser and their moving average (EMA) on some devices.
+
+    A batch comes as `train.accumulate` micro-batches in a row, so that a row's part in an update depends on its place
+    in the stream and not on the number of replicas.
+    """
+
+    def feed(self, batches: Iterable[Batch]) -> Iterator[Any]:
+        """Micro-batches as `run` takes them, from a `tf.data.Dataset` or, on JAX, any iterable."""
+        ...
+
+    def run(self, feed: Iterator[Any], count: int) -> Any:
+        """Take `count` steps in one call: their losses `(count,)`. Raises StopIteration where the batches end."""
+        ...
+
+    def averaged(self) -> list[np.ndarray]:
+        """The EMA of the network's weights, in the order of `network.variables`."""
+        ...
+
+    def current(self) -> list[np.ndarray]:
+        """The network's weights as they are."""
+        ...
+
+    def state(self) -> Arrays:
+        """All that a later step depends on, in names and an order that both engines share."""
+        ...
+
+    def restore(self, state: Arrays) -> None:
+        """Take up a `state`. Raises ValueError where it is of another model."""
+        ...
+
+
+def resolved(train: Train, replicas: int) -> Train:
+    """The batch and the learning rates for a number of replicas.
+
+    Returns: the same with `batch_size` of all replicas, learning rates scaled to it, and no `batch_size_per_replica`.
+    Raises: UserError where the batch does not split into equal parts of whole groups of eight.
+    """
+    batch_size = train.batch_size_per_replica * replicas or train.batch_size
+    growth = batch_size / train.batch_size
+    factor = {"none": 1.0, "linear": growth, "sqrt": growth**0.5}[train.learning_rate_scaling]
+    parts = replicas * train.accumulate
+    if batch_size % (8 * parts) and parts > 1:
+        raise UserError(
+            f"train.batch_size: {batch_size} is no multiple of {8 * parts}: of 8 rows for each of {replicas} replicas"
+            + (f" and {train.accumulate} parts (train.accumulate)" if train.accumulate > 1 else "")
+        )
+    rates = {key: getattr(train, key) * factor for key in ("learning_rate", "min_learning_rate")}
+    return train.model_copy(update={"batch_size": batch_size, "batch_size_per_replica": 0, **rates})
 
 
 def make_optimizer(network: keras.Model, train: Train, steps: int) -> keras.optimizers.Optimizer:
     """AdamW with warm-up and cosine; vectors (biases, norms) do not decay. Built, so that its state can be restored."""
     schedule = warmup_cosine(train.learning_rate, train.min_learning_rate, steps, train.warmup_fraction)
-    optimizer = keras.optimizers.AdamW(
-        schedule, weight_decay=train.weight_decay, global_clipnorm=train.clip_norm or None
-    )
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=train.weight_decay)
     vectors = [variable for variable in network.trainable_variables if len(variable.shape) < 2]
     if vectors:
         optimizer.exclude_from_weight_decay(var_list=vectors)
@@ -44,6 +92,15 @@ def loss_of(outputs: dict[str, Any], targets: Any, mask: Any, weight: Any, train
     return ops.sum(cost * weight) / train.batch_size
 
 
+def clipped(gradients: Sequence[Any], norm: float) -> list[Any]:
+    """Gradients scaled down together to a global norm of at most `norm`; 0 does not clip."""
+    if not norm:
+        return list(gradients)
+    total = ops.sqrt(sum(ops.sum(ops.square(gradient)) for gradient in gradients))
+    factor = norm / ops.maximum(total, norm)
+    return [gradient * factor for gradient in gradients]
+
+
 def ema_decay_at(step: Any, decay: float) -> Any:
     """The average's decay, small in the first steps: `min(decay, (1 + step) / (10 + step))`."""
     return ops.minimum(decay, (1 + step) / (10 + step))
@@ -56,114 +113,31 @@ def follow(average: Any, value: Any, decay: Any) -> Any:
     return average - (1 - decay) * (average - value)
 
 
-class TensorFlowStep:
-    """`step(batch) -> loss`, on the model's own variables.
+def to_state(step: int, weights: Sequence[Any], ema: Sequence[Any], optimizer: Sequence[Any]) -> Arrays:
+    """Arrays under the names `step`, `weights/i`, `ema/i`, `optimizer/i`."""
+    parts = {"weights": weights, "ema": ema, "optimizer": optimizer}
+    arrays = {f"{name}/{i:04d}": np.asarray(value) for name, part in parts.items() for i, value in enumerate(part)}
+    return {"step": np.int64(step), **arrays}
 
-    Args:
-        model, optimizer: Built; both are changed in place.
-        train: The recipe's.
-        jit: Whether XLA compiles the step.
+
+def digest(state: Arrays) -> str:
+    """SHA-256, in hex, of a `to_state`: names, kinds, shapes and bytes."""
+    found = hashlib.sha256()
+    for name, array in sorted(state.items()):
+        found.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        found.update(np.asarray(array, order="C").tobytes())
+    return found.hexdigest()
+
+
+def from_state(state: Arrays, like: dict[str, Sequence[Any]]) -> dict[str, list[np.ndarray]]:
+    """The parts of a `to_state`, checked against variables of the same shapes.
+
+    Raises: ValueError where there are others, more or fewer.
     """
-
-    def __init__(self, model: SoundEventModel, optimizer: Any, train: Train, jit: bool) -> None:
-        import tensorflow as tf
-
-        self.model = model
-        network = model.network
-        self.ema = [tf.Variable(variable.value, trainable=False) for variable in network.variables]
-        self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
-
-        @tf.function(jit_compile=jit, autograph=False)
-        def run(batch: Batch) -> Any:
-            image, targets, mask = model.augmented(batch)
-            with tf.GradientTape() as tape:
-                outputs = seeded(network, batch["seed"], image, training=True)
-                loss = loss_of(outputs, targets, mask, batch["weight"], train)
-            variables = network.trainable_variables
-            optimizer.apply(tape.gradient(loss, [v.value for v in variables]), variables)
-            decay = tf.cast(ema_decay_at(tf.cast(self.step, tf.float32), train.ema_decay), tf.float32)
-            for average, variable in zip(self.ema, network.variables, strict=True):
-                average.assign(follow(average, variable.value, decay))
-            self.step.assign_add(1)
-            return loss
-
-        self._run = run
-
-    def __call__(self, batch: Batch) -> Any:
-        return self._run(batch)
-
-    def averaged(self) -> list[Any]:
-        """The EMA of the network's weights, NumPy, in the order of `network.variables`."""
-        return [average.numpy() for average in self.ema]
-
-    def current(self) -> list[Any]:
-        """The network's weights as they are, NumPy."""
-        return [variable.numpy() for variable in self.model.network.variables]
-
-
-class JaxStep:
-    """`step(batch) -> loss`, on a state of its own; `current()` and `averaged()` read it back.
-
-    Args: as `TensorFlowStep`.
-    """
-
-    def __init__(self, model: SoundEventModel, optimizer: Any, train: Train, jit: bool) -> None:
-        import jax
-
-        self.model = model
-        network = model.network
-        trainable, fixed = network.trainable_variables, network.non_trainable_variables
-        # Copies: the step donates its state, and the variables keep theirs.
-        state = {
-            "trainable": [v.value.copy() for v in trainable],
-            "fixed": [v.value.copy() for v in fixed],
-            "optimizer": [v.value.copy() for v in optimizer.variables],
-            "ema": [v.value.copy() for v in (*trainable, *fixed)],
-            "step": jax.numpy.zeros((), "int32"),
-        }
-        order = {id(v): i for i, v in enumerate((*trainable, *fixed))}
-        self._order = [order[id(v)] for v in network.variables]
-
-        def loss_fn(weights: Any, fixed: Any, batch: Batch, prepared: Any) -> Any:
-            image, targets, mask = prepared
-            outputs, fixed = seeded(network.stateless_call, batch["seed"], weights, fixed, image, training=True)
-            return loss_of(outputs, targets, mask, batch["weight"], train), fixed
-
-        def run(state: Any, batch: Batch) -> Any:
-            with jax.default_matmul_precision("highest"):
-                prepared = model.augmented(batch)
-            (loss, fixed), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
-                state["trainable"], state["fixed"], batch, prepared
-            )
-            weights, slots = optimizer.stateless_apply(state["optimizer"], gradients, state["trainable"])
-            decay = ema_decay_at(ops.cast(state["step"], "float32"), train.ema_decay)
-            ema = [follow(a, v, decay) for a, v in zip(state["ema"], (*weights, *fixed), strict=True)]
-            step = state["step"] + 1
-            return {"trainable": weights, "fixed": fixed, "optimizer": slots, "ema": ema, "step": step}, loss
-
-        self.state = state
-        self._run = jax.jit(run, donate_argnums=0) if jit else run
-
-    def __call__(self, batch: Batch) -> Any:
-        self.state, loss = self._run(self.state, batch)
-        return loss
-
-    def averaged(self) -> list[Any]:
-        return [ops.convert_to_numpy(self.state["ema"][i]) for i in self._order]
-
-    def current(self) -> list[Any]:
-        values = [*self.state["trainable"], *self.state["fixed"]]
-        return [ops.convert_to_numpy(values[i]) for i in self._order]
-
-
-def make_step(model: SoundEventModel, optimizer: Any, train: Train) -> Callable[[Batch], Any]:
-    """The step of the engine that Keras runs on.
-
-    `train.jit = "auto"` compiles by XLA everywhere but on TensorFlow's CPU, where XLA trains more slowly.
-    """
-    if keras.backend.backend() == "jax":
-        return JaxStep(model, optimizer, train, train.jit != "off")
-    import tensorflow as tf
-
-    jit = train.jit == "on" or (train.jit == "auto" and bool(tf.config.list_logical_devices("GPU")))
-    return TensorFlowStep(model, optimizer, train, jit)
+    parts: dict[str, list[np.ndarray]] = {}
+    for name, variables in like.items():
+        parts[name] = [state[key] for key in sorted(state) if key.startswith(f"{name}/")]
+        shapes = [tuple(value.shape) for value in parts[name]]
+        if shapes != [tuple(variable.shape) for variable in variables]:
+            raise ValueError(f"a training state of another model: {name} differ")
+    return parts

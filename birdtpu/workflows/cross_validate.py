@@ -28,8 +28,9 @@ def cross_validate(
     run: PathLike,
     *,
     settings: Sequence[str] = (),
+    tpu: bool = False,
 ) -> pd.DataFrame:
-    """Train on all folds but one and test on that one, for each; finished folds are not done again.
+    """Train on all folds but one and test on that one, for each; what is done stays, a fold begun goes on.
 
     Args:
         recipe: A recipe, its name or its path.
@@ -37,6 +38,7 @@ def cross_validate(
         run: A folder: `fold-K/` holds each run and its `evaluation/`, `cross_validation.csv` the table, and `pooled/`
             the metrics over the out-of-fold scores of all recordings.
         settings: Changes to the recipe.
+        tpu: Train on a TPU, and on nothing else.
 
     Returns: a row a fold, then `mean` (over the folds) and `pooled` (all recordings at once): `fold`, the metrics and
     training seconds; in `*_low` and `*_high` the pooled metrics' intervals, and for the mean macro average precision
@@ -52,7 +54,7 @@ def cross_validate(
     for fold, home in homes.items():
         if fold not in finished:
             print(f"fold {fold} of {', '.join(homes)}", flush=True)
-            train(recipe, folders, home, fold=fold)
+            train(recipe, folders, home, fold=fold, tpu=tpu)
         predictor = load(home)
         truth, scored, _ = held_out(predictor, folders)
         known = of_known_species(truth.recordings, predictor.classes)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,10 +17,17 @@ from birdtpu.data import folds as folding
 from birdtpu.data import plan as planning
 from birdtpu.data import shards, tables
 from birdtpu.errors import UserError
-from birdtpu.recipe import Recipe, recipe_of
+from birdtpu.recipe import Recipe, Train, recipe_of
 from birdtpu.run import Run, open_run
 from birdtpu.species import ClassList
 from birdtpu.storage import PathLike, paths_of
+
+if TYPE_CHECKING:
+    from birdtpu.training.checkpoint import Checkpoints
+    from birdtpu.training.log import Log
+    from birdtpu.training.loop import Progress, Saving
+    from birdtpu.training.step import Step
+    from birdtpu.training.strategy import Accelerator
 
 
 @dataclass(frozen=True)
@@ -39,8 +46,12 @@ def train(
     *,
     fold: str | int | None = None,
     settings: Sequence[str] = (),
+    tpu: bool = False,
+    resume: bool = True,
+    save_minutes: float = 10.0,
+    save_steps: int = 0,
 ) -> Run:
-    """Train a recipe and write a run folder.
+    """Train a recipe and write a run folder; an interrupted training goes on where it was.
 
     Args:
         recipe: A recipe, its name or its path.
@@ -48,9 +59,13 @@ def train(
         run: The run folder; one that holds a finished run is an error.
         fold: The fold that is held out; None trains on everything.
         settings: Changes to the recipe, as `table.key=value`.
+        tpu: Train on a TPU, and on nothing else.
+        resume: Go on from the folder's last checkpoint. False: begin again.
+        save_minutes, save_steps: Time and steps between two checkpoints; 0 steps counts only the time.
 
     Returns: the finished run.
-    Raises: UserError where recipe, data and fold do not fit each other.
+    Raises: UserError where recipe, data, fold and the folder's checkpoint do not fit each other, or a TPU is wanted
+        and cannot be had; `training.loop.Stopped` at SIGTERM or Ctrl-C, when all is saved.
     """
     recipe, folders, run = recipe_of(recipe, settings), paths_of(data), os.fspath(run)
     if importlib.util.find_spec("tensorflow") is None:
@@ -58,16 +73,46 @@ def train(
     if storage.exists(storage.join(run, "run.json")) and open_run(run).finished:
         raise UserError(f"run {run}: holds a finished run; give another folder or remove it")
     prepared = open_prepared(recipe, folders)
+    # Keras stands behind them, and its backend is chosen by now.
+    from birdtpu.training.checkpoint import Checkpoints
+    from birdtpu.training.loop import Saving
+    from birdtpu.training.step import resolved
+    from birdtpu.training.strategy import find_accelerator
+
+    accelerator = find_accelerator(tpu)
+    knobs = resolved(recipe.train, accelerator.replicas)
+    info = {"version": __version__, **data_info(folders), "fold": _text(fold), "batch_size": knobs.batch_size}
+    saving = Saving(Checkpoints(run), save_minutes * 60, save_steps)
+    if not resume:
+        saving.checkpoints.clear()
+    elif saving.checkpoints.any():
+        _check_same(open_run(run), recipe, info)
     classes, plan, balance_report = make_plan(recipe, prepared, fold)
-    info = {"version": __version__, **data_info(folders), "fold": _text(fold)}
     draft = Run(run, recipe, classes, info)
     # Before anything is written: a backbone or weights that cannot be had end it here.
-    model = _model(draft)
+    with accelerator.scope():
+        model = _model(draft, accelerator)
     draft.save()
     planning.save_plan(plan, draft.path("plan.csv"))
     storage.write_text(draft.path("balance.csv"), balance_report.to_csv(index=False, lineterminator="\n"))
     print(_plan_and_balance(plan, classes, balance_report), flush=True)
-    return _fit(draft, model, plan, prepared)
+    return _fit(draft, knobs, model, plan, prepared, accelerator, saving)
+
+
+def _check_same(begun: Run, recipe: Recipe, info: dict[str, Any]) -> None:
+    """Raises UserError where an interrupted training is not the one that is asked for."""
+    checks = (
+        ("another recipe", begun.recipe.hash, recipe.hash),
+        ("another fold", begun.info.get("fold"), info["fold"]),
+        ("other data", begun.info["data_crc32c"], info["data_crc32c"]),
+        ("another batch over all replicas", begun.info["batch_size"], info["batch_size"]),
+    )
+    for what, before, now in checks:
+        if before != now:
+            raise UserError(
+                f"run {begun.folder}: holds an interrupted training of {what} ({before}, not {now}); "
+                "give another folder, or --no-resume to begin again"
+            )
 
 
 def data_info(folders: Sequence[str]) -> dict[str, list[str]]:
@@ -182,46 +227,64 @@ def _plan_and_balance(plan: pd.DataFrame, classes: ClassList, balanced: pd.DataF
     return "\n".join(lines) + "\n"
 
 
-def _model(draft: Run) -> Any:
+def _model(draft: Run, accelerator: "Accelerator") -> Any:
     """The untrained model: the same weights for the same seed."""
     import keras
 
     from birdtpu.models.build import SoundEventModel
 
     keras.utils.set_random_seed(draft.recipe.train.seed)
-    return SoundEventModel(draft.recipe, len(draft.classes))
+    precision = accelerator.precision(draft.recipe.train)
+    return SoundEventModel(draft.recipe, len(draft.classes), precision=precision, platform=accelerator.kind)
 
 
-def _fit(draft: Run, model: Any, plan: pd.DataFrame, prepared: Prepared) -> Run:
+def _fit(
+    draft: Run,
+    knobs: Train,
+    model: Any,
+    plan: pd.DataFrame,
+    prepared: Prepared,
+    accelerator: "Accelerator",
+    saving: "Saving",
+) -> Run:
     """Data, step, loop, weights."""
     import keras
 
     from birdtpu.data import order, pipeline
     from birdtpu.training.log import Log
     from birdtpu.training.loop import fit
-    from birdtpu.training.step import make_optimizer, make_step
+    from birdtpu.training.step import digest, make_optimizer
 
-    recipe, knobs = draft.recipe, draft.recipe.train
+    recipe = draft.recipe
     training = plan[plan["role"] == "train"].reset_index(drop=True)
     per_epoch = knobs.steps_per_epoch or order.samples_per_epoch(training) // knobs.batch_size
     if per_epoch == 0:
         count = order.samples_per_epoch(training)
         raise UserError(f"{count} training samples fill no batch of train.batch_size {knobs.batch_size}: lower it")
     steps = per_epoch * knobs.epochs
-    optimizer = make_optimizer(model.network, knobs, steps)
+    with accelerator.scope():
+        optimizer = make_optimizer(model.network, knobs, steps)
     schedule = optimizer._learning_rate
-    step = make_step(model, optimizer, knobs)
-    # As int16 a clip is half the bytes, in the shards' readers as on the way to the device.
-    common = {"classes": draft.classes, "batch_size": knobs.batch_size, "seed": knobs.seed, "pcm16": True}
-    batches = pipeline.batches(
-        prepared.folders, training, clip_samples=recipe.source_samples, steps=steps, training=True, **common
-    )
+    step = accelerator.step(model, optimizer, knobs)
     log = Log(draft.folder)
+    progress = _resumed(saving.checkpoints, step, log)
+    # As int16 a clip is half the bytes, in the shards' readers as on the way to the device.
+    common = {"classes": draft.classes, "seed": knobs.seed, "pcm16": True}
+    batches = pipeline.batches(
+        prepared.folders,
+        training,
+        clip_samples=recipe.source_samples,
+        batch_size=knobs.batch_size // knobs.accumulate,
+        start_step=progress.done * knobs.accumulate,
+        steps=steps * knobs.accumulate,
+        training=True,
+        **common,
+    )
     try:
         with pipeline.named_errors(prepared.folders):
             weights = fit(
                 step,
-                batches.as_numpy_iterator() if keras.backend.backend() == "jax" else batches,
+                batches,
                 steps=steps,
                 steps_per_epoch=per_epoch,
                 batch_size=knobs.batch_size,
@@ -229,13 +292,33 @@ def _fit(draft: Run, model: Any, plan: pd.DataFrame, prepared: Prepared) -> Run:
                 log=log,
                 validate=_validation(model, draft, plan, prepared, common),
                 patience=knobs.patience,
+                progress=progress,
+                saving=saving,
+                steps_per_call=accelerator.steps_per_call,
             )
     finally:
         log.close()
+    # Two trainings with the same digest ended in the same bits, averages and optimiser among them.
+    info = {**draft.info, "backend": keras.backend.backend(), "state_sha256": digest(step.state())}
     model.network.set_weights(weights)
-    return Run(draft.folder, recipe, draft.classes, {**draft.info, "backend": keras.backend.backend()}).save_weights(
-        model.network
-    )
+    finished = Run(draft.folder, recipe, draft.classes, info).save_weights(model.network)
+    saving.checkpoints.clear()
+    return finished
+
+
+def _resumed(checkpoints: "Checkpoints", step: "Step", log: "Log") -> "Progress":
+    """Where the training stands: at its last checkpoint, or at the start."""
+    from birdtpu.training.loop import Progress
+
+    checkpoint = checkpoints.newest()
+    if checkpoint is None:
+        return Progress()
+    try:
+        progress = Progress.of(checkpoint, step, log)
+    except ValueError as error:
+        raise UserError(f"{checkpoints.folder}: {error}; --no-resume begins again") from error
+    print(f"going on after step {progress.done}", flush=True)
+    return progress
 
 
 def _validation(model: Any, draft: Run, plan: pd.DataFrame, prepared: Prepared, common: dict[str, Any]) -> Any:
@@ -259,7 +342,13 @@ def _validation(model: Any, draft: Run, plan: pd.DataFrame, prepared: Prepared, 
         return loss_of(outputs, batch["targets"], batch["target_mask"], batch["weight"], recipe.train)
 
     batches = pipeline.batches(
-        prepared.folders, held, clip_samples=recipe.clip_samples, training=False, cache=True, **common
+        prepared.folders,
+        held,
+        clip_samples=recipe.clip_samples,
+        batch_size=recipe.train.batch_size,
+        training=False,
+        cache=True,
+        **common,
     )
     compiled_loss = compiled(loss)
 

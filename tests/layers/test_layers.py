@@ -132,3 +132,14 @@ def test_mel_names_its_empty_bands():
     crowded = MelSpectrogram(**{**STFT, "n_mels": 200})
     assert len(crowded.empty_bands()) > 0
     assert len(MelSpectrogram(**STFT).empty_bands()) == 0
+
+
+@pytest.mark.parametrize("fft", [True, False])
+def test_integers_and_their_gain_are_the_same_sound(fft):
+    layer = MelSpectrogram(16000, 512, 512, 160, 40, 50, 8000, fft=fft)
+    pcm = np.random.default_rng(4).integers(-32768, 32768, (2, 8000)).astype(np.int16)
+    pcm[1] //= 1000
+    gain = np.array([2.0**-15, 3e-5], np.float32)
+    ratio = np.array([0.9, 1.1], np.float32)
+    floats = numpy(layer(pcm.astype(np.float32) * gain[:, None], ratio))
+    np.testing.assert_allclose(numpy(layer(pcm, ratio, gain)), floats, rtol=1e-3, atol=1e-6 * floats.max())

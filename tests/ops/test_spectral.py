@@ -23,12 +23,13 @@ def mel(audio: np.ndarray, setup: dict, fft: bool) -> np.ndarray:
     sample_rate, n_fft = s["sample_rate"], s["n_fft"]
     bins = spectral.bins_between(sample_rate, n_fft, s["f_min"], s["f_max"])
     if fft:
-        power = spectral.power_by_fft(audio, n_fft, s["win_length"], s["hop_length"], bins)
+        parts = [(spectral.power_by_fft(audio, n_fft, s["win_length"], s["hop_length"], bins), bins)]
     else:
         kernel = spectral.stft_kernel(n_fft, s["win_length"], s["hop_length"], bins)
-        power = spectral.power_by_convolution(audio, kernel, n_fft)
+        convolved = spectral.convolved_bins(n_fft, s["hop_length"], bins)
+        parts = zip(spectral.power_by_convolution(audio, kernel, n_fft), convolved, strict=True)
     bands = spectral.MelBands(s["n_mels"], s["f_min"], s["f_max"], s["htk"])
-    return numpy(power) @ bands.filters(bins * sample_rate / n_fft)
+    return sum(numpy(power) @ bands.filters(each * sample_rate / n_fft) for power, each in parts)
 
 
 def witness(audio: np.ndarray, s: dict) -> np.ndarray:
@@ -62,6 +63,27 @@ def test_log_mel_matches_librosa_on_a_real_recording(shared_audio):
     for fft in (False, True):
         ours = numpy(spectral.power_to_db(mel(audio[None], SETUPS[0], fft), 80.0))[0]
         np.testing.assert_allclose(ours, librosa.power_to_db(witness(audio, SETUPS[0]), top_db=80), atol=1e-2)
+
+
+@pytest.mark.parametrize(("n_fft", "hop_length"), [(2048, 320), (1024, 640), (54, 10), (1536, 717), (81, 20)])
+def test_every_bin_is_convolved_once(n_fft, hop_length):
+    audio, bins = chirp(5000)[None], np.arange(2, n_fft // 2 - 1)
+    convolved = spectral.convolved_bins(n_fft, hop_length, bins)
+    assert len(convolved) == (1 if n_fft % 2 or hop_length % 2 else 2)
+    every = np.concatenate(convolved)
+    assert set(bins) <= set(every) and len(set(every[every > 0])) == (every > 0).sum()
+    kernel = spectral.stft_kernel(n_fft, n_fft - 4, hop_length, bins)
+    powers = spectral.power_by_convolution(audio, kernel, n_fft)
+    truth = numpy(spectral.power_by_fft(audio, n_fft, n_fft - 4, hop_length, np.arange(n_fft // 2 + 1)))
+    for power, each in zip(powers, convolved, strict=True):
+        got, asked = numpy(power)[..., each > 0], truth[..., each[each > 0]]
+        np.testing.assert_allclose(got, asked, rtol=1e-5, atol=1e-6 * truth.max())
+
+
+def test_no_band_weighs_the_bin_0():
+    # It stands for those that are there already.
+    for bands in (spectral.MelBands(40, 0, 16000), spectral.MelBands(40, 50, 16000, htk=True)):
+        assert (bands.filters(np.zeros(1)) == 0).all() and (numpy(bands.filters(ops.zeros((1, 1)))) == 0).all()
 
 
 def test_a_tone_peaks_in_its_band():

@@ -14,10 +14,9 @@ from keras import ops
 from birdtpu.errors import UserError
 from birdtpu.models.build import SoundEventModel
 from birdtpu.recipe import load_recipe, recipe_names
-from birdtpu.training.log import Log
-from birdtpu.training.loop import fit
 from birdtpu.training.schedules import warmup_cosine
-from birdtpu.training.step import ema_decay_at, make_optimizer, make_step
+from birdtpu.training.step import clipped, digest, ema_decay_at, from_state, make_optimizer, resolved
+from birdtpu.training.strategy import find_accelerator
 
 ROOT = Path(__file__).resolve().parents[2]
 SHRUNK = ["audio.clip_seconds=1.0", "audio.margin_seconds=0.25", "audio.record_seconds=2.0", "predict.hop_seconds=0.5",
@@ -36,11 +35,27 @@ def batch(recipe, classes: int = 3, seed: int = 0) -> dict:
     }
 
 
+class Stepping:
+    """A step that takes batches one by one."""
+
+    def __init__(self, step):
+        self.step, self.current, self.averaged = step, step.current, step.averaged
+
+    def __call__(self, *batches):
+        return float(np.sum(self.step.run(self.step.feed(dataset(batches)), 1)))
+
+
+def dataset(batches):
+    return tf.data.Dataset.from_tensor_slices({key: np.stack([part[key] for part in batches]) for key in batches[0]})
+
+
 def made(recipe, classes: int = 3, steps: int = 10):
     keras.utils.set_random_seed(0)
-    model = SoundEventModel(recipe, classes)
-    optimizer = make_optimizer(model.network, recipe.train, steps)
-    return model, make_step(model, optimizer, recipe.train)
+    accelerator = find_accelerator()
+    train = resolved(recipe.train, accelerator.replicas)
+    model = SoundEventModel(recipe, classes, precision=accelerator.precision(train))
+    optimizer = make_optimizer(model.network, train, steps)
+    return model, Stepping(accelerator.step(model, optimizer, train))
 
 
 def assert_trains_two_steps(recipe):
@@ -86,19 +101,20 @@ import numpy as np
 from birdtpu.models.backbones import BACKBONES, Backbone
 from birdtpu.models.build import SoundEventModel
 from birdtpu.recipe import load_recipe
-from birdtpu.training.step import make_optimizer, make_step
+from birdtpu.training.step import make_optimizer
+from birdtpu.training.strategy import find_accelerator
 layers = keras.layers
 BACKBONES["counting"] = Backbone(
-    lambda shape: keras.Sequential([keras.Input(shape), layers.Normalization(), layers.Conv2D(4, 3, 8)]), channels=1
+    lambda shape, *_: keras.Sequential([keras.Input(shape), layers.Normalization(), layers.Conv2D(4, 3, 8)]), channels=1
 )
 recipe = load_recipe("quickstart", [*sys.argv[1:], "model.backbone=counting"])
 model = SoundEventModel(recipe, 3)
-step = make_step(model, make_optimizer(model.network, recipe.train, 4), recipe.train)
+step = find_accelerator().step(model, make_optimizer(model.network, recipe.train, 4), recipe.train)
 targets = np.eye(3, dtype="float32")[np.arange(8) % 3]
 batch = dict(audio=np.random.default_rng(0).standard_normal((8, recipe.source_samples)).astype("float32"),
              targets=targets, target_mask=np.ones_like(targets), weight=np.ones(8, "float32"),
              seed=np.arange(8, dtype="int32"))
-assert np.isfinite([float(step(batch)) for _ in range(2)]).all()
+assert np.isfinite(np.asarray(step.run(step.feed([batch, batch]), 2))).all()
 kinds = [str(w.dtype) for w in step.averaged()]
 assert kinds == [v.dtype for v in model.network.variables] and "int32" in kinds, kinds
 """
@@ -182,49 +198,73 @@ def test_vectors_do_not_decay():
     assert decays == [len(v.shape) >= 2 for v in model.network.trainable_variables]
 
 
-class FakeStep:
-    """Counts, and returns a loss a step."""
-
-    def __init__(self, losses):
-        self.losses, self.done = losses, 0
-
-    def __call__(self, _):
-        self.done += 1
-        return self.losses[self.done - 1]
-
-    def averaged(self):
-        return [np.full(1, self.done)]
+def knobs(*settings):
+    return load_recipe("quickstart", list(settings)).train
 
 
-def run(step, tmp_path, **changes):
-    options = {"steps": 6, "steps_per_epoch": 2, "batch_size": 8, "learning_rate": lambda i: 0.1}
-    options["log"] = Log(str(tmp_path))
-    return fit(step, iter([{}] * 10), **(options | changes)), options["log"]
+def test_the_batch_over_all_replicas_is_the_recipes_or_grows():
+    given = knobs("train.batch_size=32", "train.learning_rate=0.1", "train.min_learning_rate=0.01")
+    assert resolved(given, 4) == given
+    grown = [
+        given.model_copy(update={"batch_size_per_replica": 32, "learning_rate_scaling": s})
+        for s in ("none", "linear", "sqrt")
+    ]
+    rates = [(r.batch_size, r.learning_rate, r.min_learning_rate) for r in (resolved(g, 4) for g in grown)]
+    assert rates == [(128, 0.1, 0.01), (128, pytest.approx(0.4), pytest.approx(0.04)), (128, 0.2, 0.02)]
+    assert resolved(grown[1], 1).learning_rate == 0.1
 
 
-def test_the_loop_takes_any_iterator_and_logs_every_epoch(tmp_path):
-    weights, log = run(FakeStep([6.0, 5, 4, 3, 2, 1]), tmp_path)
-    assert weights[0] == 6
-    assert [row.loss for row in log.rows] == [5.5, 3.5, 1.5]
-    assert [row.step for row in log.rows] == [2, 4, 6]
-    log.close()
-    assert (tmp_path / "log.csv").read_text().startswith("epoch,step,loss,validation_loss")
-    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    assert list((tmp_path / "tensorboard").iterdir())
+@pytest.mark.parametrize(("settings", "replicas", "named"), [
+    (["train.batch_size=24"], 2, "24 is no multiple of 16: of 8 rows for each of 2 replicas"),
+    (["train.batch_size=16", "train.accumulate=2"], 2, r"16 is no multiple of 32: .* 2 parts \(train\.accumulate\)"),
+])  # fmt: skip
+def test_a_batch_that_does_not_split_is_named(settings, replicas, named):
+    with pytest.raises(UserError, match=rf"train\.batch_size: {named}"):
+        resolved(knobs(*settings), replicas)
 
 
-def test_the_best_epoch_is_kept_and_patience_ends_training(tmp_path):
-    held_out = iter([3.0, 1.0, 2.0, 2.5, 9.0])
-    step = FakeStep([1.0] * 10)
-    weights, log = run(step, tmp_path, steps=10, validate=lambda w: next(held_out), patience=2)
-    assert weights[0] == 4 and step.done == 8 and len(log.rows) == 4
+def test_gradients_are_clipped_together():
+    gradients = [np.array([3.0, 0.0], np.float32), np.array([[4.0]], np.float32)]
+    for ours, theirs in zip(clipped(gradients, 1.0), gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs / 5, rtol=1e-6)
+    for norm in (0.0, 5.0, 100.0):
+        for ours, theirs in zip(clipped(gradients, norm), gradients, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    assert all(np.isfinite(np.asarray(g)).all() for g in clipped([np.zeros(2, np.float32)], 1.0))
 
 
-def test_a_loss_that_is_no_number_ends_training(tmp_path):
-    with pytest.raises(UserError, match=r"lower train\.learning_rate"):
-        run(FakeStep([1.0, float("nan")]), tmp_path)
+def test_a_state_is_restored_to_the_bit_and_another_models_is_refused():
+    recipe = load_recipe("quickstart", SHRUNK)
+    _, step = made(recipe)
+    step(batch(recipe, seed=1))
+    state = step.step.state()
+    assert {name.partition("/")[0] for name in state} == {"step", "weights", "ema", "optimizer"} and state["step"] == 1
+    _, other = made(recipe)
+    assert digest(other.step.state()) != digest(state)
+    other.step.restore(state)
+    assert digest(other.step.state()) == digest(state)
+    _, wider = made(load_recipe("quickstart", [*SHRUNK, "model.features=32"]))
+    with pytest.raises(ValueError, match="of another model: weights differ"):
+        wider.step.restore(state)
+    with pytest.raises(ValueError, match="of another model"):
+        from_state({}, {"weights": [np.zeros(1)]})
 
 
-def test_batches_that_end_early_are_an_error(tmp_path):
-    with pytest.raises(UserError, match="ended after 10 of 20"):
-        run(FakeStep([1.0] * 20), tmp_path, steps=20)
+def test_a_digest_sees_every_bit_and_every_name():
+    state = {"a": np.arange(3, dtype=np.float32), "b": np.int64(1)}
+    others = [{**state, "b": np.int64(2)}, {**state, "b": np.int32(1)}, {"a": state["a"], "c": state["b"]},
+              {**state, "a": state["a"].reshape(3, 1)}, {**state, "a": -state["a"]}]  # fmt: skip
+    assert len({digest(each) for each in (state, *others)}) == 6
+    assert digest(dict(reversed(state.items()))) == digest(state)
+
+
+def test_mixed_precision_keeps_weights_averages_and_loss_in_float32():
+    recipe = load_recipe("quickstart", [*SHRUNK, "train.precision=mixed_bfloat16"])
+    model, step = made(recipe)
+    plain = made(load_recipe("quickstart", SHRUNK))[1]
+    assert {v.dtype for v in model.network.variables} == {"float32"}
+    convolution = next(layer for layer in model.network._flatten_layers() if isinstance(layer, keras.layers.Conv2D))
+    assert convolution.compute_dtype == "bfloat16"
+    assert model.network.output["clipwise_logits"].dtype == "float32"
+    # Three digits of each product.
+    assert step(batch(recipe)) == pytest.approx(plain(batch(recipe)), rel=0.05)
