@@ -1,7 +1,7 @@
 """The first layers of a ResNet on maps whose columns lie in pairs side by side in the channels.
 
-A TPU keeps channels in lanes of 128: maps of 64 channels take twice their bytes, and these are its largest. Of two
-neighbouring columns, the channels of the first stand before those of the second.
+A TPU keeps channels in lanes of 128: maps of 64 channels take twice their bytes, and these are the network's largest.
+Of two neighbouring columns, the channels of the first stand before those of the second.
 """
 
 from typing import Any

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import layers
+from keras import layers, ops
 
 from birdtpu.errors import UserError
 from birdtpu.layers.batch_norm import BatchNorm
@@ -22,9 +22,8 @@ class Backbone:
     """A builder and its input.
 
     Args:
-        build: Shape of an image, whether batch statistics are taken over all replicas, whether the first maps may be
-            paired (see `layers.pairs`) -> an untrained Keras model from `(batch, height, width, channels)` to a feature
-            map.
+        build: Shape of an image, whether batch statistics are taken over all replicas, whether it is for a TPU (see
+            `layers.pairs`) -> an untrained Keras model from `(batch, height, width, channels)` to a feature map.
         channels: Channels of the image.
         scale, offset: Pixels are `scale * x + offset` for x in [0, 1].
         pretrained: Whether `weights = "imagenet"` is known.
@@ -37,10 +36,11 @@ class Backbone:
     pretrained: bool = True
 
 
-# Of ResNet50 and ResNet101: what our Stem does beside `conv1_conv`, and the layers whose maps can be paired: the first
-# stage and the two convolutions that read it.
+# Of ResNet50 and ResNet101: what our Stem does beside `conv1_conv`, and the convolutions of one map that are joined.
+# On a TPU that saves reading the map and writing its gradient; in the first stage, of stride 1, it cost more than that.
 _STEM = ("conv1_pad", "conv1_bn", "conv1_relu", "pool1_pad", "pool1_pool")
-_FIRST_STAGE = ("conv2_", "conv3_block1_0", "conv3_block1_1")
+_SHORTCUTS = {f"conv{stage}_block1_0_conv": f"conv{stage}_block1_1_conv" for stage in (3, 4, 5)}
+_BRANCHES = {branch: shortcut for shortcut, branch in _SHORTCUTS.items()}
 
 
 def _application(name: str, input_shape: tuple, weights: str | None = None) -> keras.Model:
@@ -51,11 +51,11 @@ def _untrained(name: str) -> Callable[[tuple, bool, bool], keras.Model]:
     return lambda input_shape, *how: _with_our_layers(_application(name, input_shape), *how)
 
 
-def _with_our_layers(model: keras.Model, synchronized: bool, paired: bool) -> keras.Model:
+def _with_our_layers(model: keras.Model, synchronized: bool, for_tpu: bool) -> keras.Model:
     """The same layers, untrained, with our Dropout and BatchNorm, and no bias where a BatchNorm takes it away again.
 
-    Of a ResNet with BatchNorm in its stem, the first layers are those of `layers.pairs`, paired or not: the weights of
-    the one load into the other.
+    Of a ResNet with BatchNorm in its stem, some layers are those of `layers.pairs`, in their form for a TPU or the
+    plain one: the weights of the one load into the other.
 
     Keras' own Dropout draws one mask for every mirrored replica; its BatchNormalization keeps 99 % of the past a step,
     which is made for thousands of steps an epoch. 0.9 is PyTorch's. An idle bias costs a gradient, which is a sum over
@@ -63,8 +63,9 @@ def _with_our_layers(model: keras.Model, synchronized: bool, paired: bool) -> ke
     """
     idle, policy = _idle_biases(model), keras.config.dtype_policy()
     resnet = "conv1_bn" in {layer.name for layer in model.layers}
-    paired = resnet and paired and fits_pairs(*model.input.shape[1:3])
+    paired = resnet and for_tpu and fits_pairs(*model.input.shape[1:3])
     ours = {"momentum": MOMENTUM, "synchronized": synchronized}
+    shortcuts: dict[str, Any] = {}
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
         config = layer.get_config()
@@ -80,12 +81,23 @@ def _with_our_layers(model: keras.Model, synchronized: bool, paired: bool) -> ke
             return Stem(layer.filters, paired, norm, name=layer.name, dtype=policy)
         if layer.name in idle:
             config["use_bias"] = False
-        if resnet and isinstance(layer, layers.Conv2D) and layer.name.startswith(_FIRST_STAGE):
+        if resnet and layer.name in _BRANCHES:
+            config["filters"] += model.get_layer(_BRANCHES[layer.name]).filters
+        if resnet and isinstance(layer, layers.Conv2D) and layer.name.startswith(("conv2_", "conv3_block1_1")):
             return PairedConv.from_config({**config, "paired": paired})
         return layer.__class__.from_config(config)
 
     def call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
-        return args[0] if resnet and layer.name in _STEM else layer(*args, **kwargs)
+        if resnet and layer.name in _STEM:
+            return args[0]
+        if resnet and layer.name in _SHORTCUTS:
+            # Its branch is longer, so it came first.
+            return shortcuts[layer.name]
+        output = layer(*args, **kwargs)
+        if resnet and layer.name in _BRANCHES:
+            filters = model.get_layer(layer.name).filters
+            output, shortcuts[_BRANCHES[layer.name]] = ops.split(output, [filters], axis=-1)
+        return output
 
     return keras.models.clone_model(model, clone_function=clone, call_function=call)
 
@@ -119,6 +131,8 @@ def _take_weights(model: keras.Model, published: keras.Model) -> None:
     rescaled_again = [layer for layer in published.layers if isinstance(layer, layers.Rescaling)][1:]
     if "conv1_bn" in weights:
         weights["conv1_conv"] += weights.pop("conv1_bn")
+        for shortcut, branch in _SHORTCUTS.items():
+            weights[branch] = [np.concatenate([*weights[branch], *weights.pop(shortcut)], -1)]
     # By order: Keras numbers the names of some layers anew in every model.
     filled = [layer for layer in model.layers if layer.weights]
     for layer, values in zip(filled, filter(None, weights.values()), strict=True):
@@ -130,13 +144,13 @@ def _take_weights(model: keras.Model, published: keras.Model) -> None:
             layer.finalize_state()
 
 
-def small_cnn(input_shape: tuple, synchronized: bool = False, paired: bool = False) -> keras.Model:
+def small_cnn(input_shape: tuple, synchronized: bool = False, for_tpu: bool = False) -> keras.Model:
     """Seven convolutions, for training on two cores in minutes.
 
     Args:
         input_shape: `(frames, mels, 1)`.
         synchronized: See `BatchNorm`.
-        paired: Changes nothing here.
+        for_tpu: Changes nothing here.
 
     Returns: a model to `(batch, frames // 8, mels // 16, 96)`.
     """
@@ -173,7 +187,7 @@ BACKBONES: dict[str, Backbone] = {
 
 
 def build_backbone(
-    name: str, image_shape: tuple[int, int], weights: str = "none", synchronized: bool = False, paired: bool = False
+    name: str, image_shape: tuple[int, int], weights: str = "none", synchronized: bool = False, for_tpu: bool = False
 ) -> keras.Model:
     """A backbone for images of `(height, width)`, in Keras' dtype policy of the moment.
 
@@ -183,7 +197,7 @@ def build_backbone(
         weights: `none`, `imagenet` (downloaded by Keras), or the path of a `*.weights.h5` of the same backbone without
             its top, in the layout of `keras.applications` (of EfficientNetB's: that of its models with `weights=None`).
         synchronized: See `BatchNorm`.
-        paired: Whether the first maps may be paired (see `layers.pairs`): for a TPU, the same function and weights.
+        for_tpu: Whether layers take their form for a TPU (see `layers.pairs`): the same function and weights.
 
     Raises: UserError where the name or the weights are unknown, the image is too small, or the file does not fit.
     """
@@ -194,7 +208,7 @@ def build_backbone(
     if weights == "imagenet" and not entry.pretrained:
         raise UserError(f"model.weights: {name} has no ImageNet weights; set model.weights = 'none'")
     try:
-        model = entry.build(shape, synchronized, paired)
+        model = entry.build(shape, synchronized, for_tpu)
     except ValueError as error:
         raise UserError(
             f"model.backbone: an image of {shape[0]} x {shape[1]} pixels is too small for {name}: set a larger "

@@ -28,7 +28,8 @@ class SoundEventModel:
         precision: Keras' dtype policy of the network: `float32` or `mixed_bfloat16`. The log-mel, the head and all
             weights are float32 in both.
         platform: `cpu`, `gpu` or `tpu`, where it will run: the weights and the function are the same, but on a CPU the
-            STFT is an FFT, and on a TPU the first maps are paired (see `layers.pairs`). None: what Keras sees.
+            STFT is an FFT, and on a TPU some layers of a ResNet have another form (see `layers.pairs`). None: what
+            Keras sees.
 
     Raises: UserError where a mel band would be empty, or as `build_backbone`.
     """
@@ -81,7 +82,7 @@ class SoundEventModel:
         pixels = (entry.channels, entry.scale, entry.offset) if entry else (3, 1.0, 0.0)
         picture = Image(recipe.frontend.image_size, *pixels)(log_mel)
         synchronized = recipe.train.synchronized_batch_norm
-        backbone = build_backbone(model.backbone, picture.shape[1:3], weights, synchronized, paired=platform == "tpu")
+        backbone = build_backbone(model.backbone, picture.shape[1:3], weights, synchronized, for_tpu=platform == "tpu")
         outputs = attention(
             backbone(picture), classes=classes, features=model.features, dropout=model.dropout, bound=model.attention
         )

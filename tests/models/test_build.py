@@ -155,7 +155,7 @@ def test_resnet_clones_to_the_same_function(resnet, size, paired):
     original, path = resnet
     theirs = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(*size, 3))
     theirs.set_weights(original.get_weights())
-    ours = build_backbone("ResNet50", size, path, paired=paired)
+    ours = build_backbone("ResNet50", size, path, for_tpu=paired)
     x = RNG.random((2, *size, 3)).astype(np.float32) * 255
     assert difference(ours(x), theirs(x)) < 1e-4
     # In training too: the batch's statistics take a bias away again. Only so deep as they are of many pixels.
@@ -180,16 +180,17 @@ def test_the_weights_of_a_tpu_load_on_a_cpu(name, tmp_path):
 @pytest.mark.parametrize("platform", ["tpu", "cpu"])
 def test_bfloat16_is_close_to_float32(platform):
     settings = [*TINY, "model.backbone=ResNet50", "frontend.image_size=[64, 64]"]
+    keras.utils.set_random_seed(0)
     exact, short = (
         SoundEventModel(load_recipe("quickstart", settings), 4, precision=precision, platform=platform)
         for precision in ("float32", "mixed_bfloat16")
     )
     short.network.set_weights(exact.network.get_weights())
     audio = RNG.standard_normal((4, 32000)).astype(np.float32) * 0.1
-    exact, short = numpy(exact(audio))["clipwise"], numpy(short(audio))["clipwise"]
+    exact, short = numpy(exact(audio))["clipwise_logits"], numpy(short(audio))["clipwise_logits"]
     assert exact.dtype == short.dtype == np.float32
-    # Fifty layers of 8 bits each: 2 ** -8 by the square root of fifty, of a probability near 0.5.
-    np.testing.assert_allclose(short, exact, atol=0.02)
+    # Fifty layers of 8 bits each: 2 ** -8 by the square root of fifty is 0.03.
+    np.testing.assert_allclose(short, exact, atol=0.05 * np.abs(exact).max())
 
 
 def test_imagenets_weights_are_the_same_function_and_stay_it_in_a_run(tmp_path, monkeypatch):
