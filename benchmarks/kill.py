@@ -3,10 +3,11 @@
 python benchmarks/kill.py --work DIR --json FILE [--runs 20] [--kills 200] [--cold-kills 30] [--backend tensorflow]
 
 A tiny model is trained in processes of a fork server: half of the SIGKILLs come at a random moment, half at a random
-call of fsync, rename or unlink, just before or just after it, so that they fall into save, rename and prune. Then the
-quickstart's model is trained by the command line in processes of their own and killed at random moments. After each
-run its state digest (weights, averages, optimiser), its weights file and the order of its batches are compared with
-those of the run that was left alone. What is done stays in DIR: the same command goes on.
+call of fsync, rename or unlink, just before or just after it: of these, three in four of the training itself, so that
+they fall into save, rename and prune, the others of what is written before it. Then the quickstart's model is trained
+by the command line in processes of their own and killed at random moments. After each run its state digest (weights,
+averages, optimiser), its weights file and the order of its batches are compared with those of the run that was left
+alone, and no checkpoint and no temporary file may be left. What is done stays in DIR: the same command goes on.
 """
 
 import argparse
@@ -20,6 +21,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -31,7 +34,11 @@ TINY = ["audio.clip_seconds=1.0", "audio.margin_seconds=0.25", "audio.record_sec
 QUICKSTART = ["train.epochs=2", "train.steps_per_epoch=12", "train.batch_size=16"]
 
 
-def train_tiny(data: str, run: str, fault: tuple[str, int, bool] | None) -> None:
+# What is called, at which call, whether after it, whether only calls of the training itself count.
+Fault = tuple[str, int, bool, bool]
+
+
+def train_tiny(data: str, run: str, fault: Fault | None) -> None:
     """One process: train, or take up, until it ends or kills itself at a fault point."""
     import keras
     import numpy as np
@@ -46,30 +53,36 @@ def train_tiny(data: str, run: str, fault: tuple[str, int, bool] | None) -> None
         return keras.Sequential([keras.Input(shape), *stack])
 
     BACKBONES["tiny"] = Backbone(tiny, channels=1)
-    if fault:
-        die_at(*fault)
-    log_batches(run, np)
+    arm = (lambda: die_at(run, *fault[:3])) if fault else (lambda: None)
+    if fault and not fault[3]:
+        arm()
+    log_batches(run, np, arm if fault and fault[3] else lambda: None)
     train("quickstart", data, run, settings=TINY, save_steps=1)
 
 
-def die_at(call: str, number: int, after: bool) -> None:
-    """SIGKILL this process at the `number`-th call of `os.fsync`, `os.replace` or `os.unlink`."""
+def die_at(run: str, call: str, number: int, after: bool) -> None:
+    """SIGKILL this process at the `number`-th call of `os.fsync`, `os.replace` or `os.unlink`; RUN.fault says where."""
     original, left = getattr(os, call), [number]
+
+    def die(at: object) -> None:
+        name = Path(f"/proc/self/fd/{at}").readlink() if isinstance(at, int) else os.fspath(at)
+        Path(f"{run}.fault").write_text(os.path.relpath(name, run))
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def watched(*args: object, **kwargs: object) -> object:
         left[0] -= 1
         if left[0] == 0 and not after:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die(args[0])
         result = original(*args, **kwargs)
         if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die(args[0])
         return result
 
     setattr(os, call, watched)
 
 
-def log_batches(run: str, np: object) -> None:
-    """Append the rows and seeds of every batch to RUN/batches.txt when the step takes it."""
+def log_batches(run: str, np: object, begin: Callable[[], None]) -> None:
+    """Append the rows and seeds of every batch to RUN/batches.txt when the step takes it; `begin` comes before them."""
     import keras
 
     log = Path(run, "batches.txt")
@@ -87,6 +100,7 @@ def log_batches(run: str, np: object) -> None:
         dataset = original(*args, start_step=start_step, training=training, **kwargs)
         if not training:
             return dataset
+        begin()
         if keras.backend.backend() == "jax":
             return noted(dataset.as_numpy_iterator(), start_step)
         import tensorflow as tf
@@ -113,6 +127,9 @@ def ended(run: Path) -> dict | None:
     info = json.loads((run / "run.json").read_text()) if (run / "run.json").exists() else {}
     if "weights_sha256" not in info:
         return None
+    left = [path.name for path in (*run.glob(".*.tmp"), *(run / "checkpoints").glob("*"))]
+    left += [path.name for path in (run / "checkpoints").glob(".*")]
+    assert not left, f"{run}: left behind: {left}"
     import h5py
 
     weights = hashlib.sha256()
@@ -157,8 +174,10 @@ class Runs:
         while ended(run) is None:
             fault = None
             if faults and len(kills) < most and len(kills) % 2 == 0:
-                # A step's save is two fsyncs (file and folder), one rename and one unlink; the first are the set-up's.
-                fault = (chance.choice(["fsync", "replace", "unlink"]), chance.randint(1, 12), chance.random() < 0.5)
+                # A step's save is two fsyncs (file and folder), one rename and one unlink.
+                call = chance.choice(["fsync", "replace", "unlink"])
+                training = chance.random() < 0.75
+                fault = (call, chance.randint(1, 12), chance.random() < 0.5, training)
             process = self.start(run, fault)
             moment = None
             if fault is None and len(kills) < most:
@@ -167,7 +186,10 @@ class Runs:
                 process.kill()
             process.wait()
             if process.returncode == -signal.SIGKILL:
-                kills.append({"fault": fault, "seconds": moment, "step": last_step(run)})
+                at = Path(f"{run}.fault")
+                place = at.read_text() if fault and at.exists() else ""
+                at.unlink(missing_ok=True)
+                kills.append({"fault": fault, "at": place, "seconds": moment, "step": last_step(run)})
             else:
                 assert process.returncode == 0, f"{run}: exit code {process.returncode}"
         return kills
@@ -220,7 +242,7 @@ class Cold:
         return self.process.returncode
 
 
-def train_quietly(data: str, run: str, fault: tuple[str, int, bool] | None) -> None:
+def train_quietly(data: str, run: str, fault: Fault | None) -> None:
     with open(os.devnull, "w") as nothing:
         os.dup2(nothing.fileno(), 1)
         os.dup2(nothing.fileno(), 2)
@@ -263,6 +285,11 @@ def prove(kind: str, runs: Runs, count: int, kills: int, faults: bool, noted: di
         "runs": len(mine),
         "kills": sum(len(value["kills"]) for value in mine),
         "at_fault_points": sum(kill["fault"] is not None for value in mine for kill in value["kills"]),
+        "in_save_or_prune": dict(
+            Counter(
+                kill["fault"][0] for value in mine for kill in value["kills"] if kill["at"].startswith("checkpoints")
+            )
+        ),
         "same_bits": sum(value["same_bits"] for value in mine),
         **({"same_batches": sum(value["same_batches"] for value in mine)} if faults else {}),
     }

@@ -263,21 +263,16 @@ def _choose_backend(backend: str | None, tpu: bool = False) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if backend not in (None, "tensorflow", "jax"):
         raise UserError(f"--backend {backend}: tensorflow or jax")
-    chosen = backend or os.environ.get("KERAS_BACKEND")
+    chosen = backend or os.environ.get("KERAS_BACKEND") or None
     there = [name for name in ("tensorflow", "jax") if importlib.util.find_spec(name)]
     if not there:
         raise UserError("no TensorFlow and no JAX is installed: pip install 'birdtpu[cpu]'")
     if chosen is not None and chosen not in there:
         raise UserError(f"backend {chosen}: not installed; there is {' and '.join(there)}")
     if tpu:
-        from birdtpu.training.machine import engine, machine, no_tpu, tpu_environment
+        from birdtpu.training.machine import prepare_for_tpu
 
-        here = machine()
-        chosen = chosen or engine(here)
-        if not here.chips:
-            # Before TensorFlow is imported: without a chip, its TPU build waits for minutes.
-            raise no_tpu(here, chosen)
-        os.environ.update(tpu_environment(chosen))
+        chosen = prepare_for_tpu(chosen)
     os.environ["KERAS_BACKEND"] = chosen or there[0]
 
 

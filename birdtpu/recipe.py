@@ -429,8 +429,10 @@ def _check(recipe: Recipe, origin: str) -> None:
         (recipe.train.batch_size % recipe.train.accumulate != 0, "train.accumulate: must divide train.batch_size"),
         (recipe.predict.hop_seconds > audio.clip_seconds, "predict.hop_seconds: longer than a clip leaves gaps"),
         (
-            recipe.train.patience > 0 and recipe.folds.validation_fraction == 0,
-            "train.patience: needs folds.validation_fraction above 0",
+            recipe.train.patience > 0
+            and recipe.folds.validation_fraction == 0
+            and "validation" not in recipe.folds.split,
+            "train.patience: needs folds.validation_fraction above 0, or a validation part in folds.split",
         ),
     )
     for wrong, message in faults:

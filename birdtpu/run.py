@@ -146,6 +146,22 @@ def open_run(folder: str | os.PathLike) -> Run:
     return Run(folder, recipe, classes, info)
 
 
+def is_finished(folder: str | os.PathLike) -> bool:
+    """Whether a training has ended in a folder; one that was killed while it began is no error.
+
+    Raises: UserError where there are weights and `run.json` is damaged.
+    """
+    path = storage.join(folder, "run.json")
+    if not storage.exists(path):
+        return False
+    try:
+        return bool(_checked(_INFO, path, "copy the run again").get("weights_sha256"))
+    except UserError:
+        if storage.exists(storage.join(folder, WEIGHTS)):
+            raise
+        return False
+
+
 def _checked(kind: TypeAdapter, path: str, way_out: str) -> dict[str, Any]:
     """What a JSON file holds. Raises UserError where it is damaged or of another kind."""
     data = storage.read_bytes(path)

@@ -6,6 +6,7 @@ TensorFlow is imported only when a `gs://` path is met.
 import contextlib
 import errno
 import os
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from birdtpu.errors import UserError
 
 PathLike = str | os.PathLike[str]
 
+# The names that `atomic_write` writes under.
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -35,30 +38,42 @@ def join(base: str | os.PathLike, *parts: str) -> str:
     return str(Path(base, *parts))
 
 
-def _gfile() -> Any:
+@contextlib.contextmanager
+def _gfile(path: str | os.PathLike) -> Iterator[Any]:
+    """TensorFlow's file functions, whose errors come out as Python's own or as one line that names the path."""
     try:
-        from tensorflow.io import gfile  # pyright: ignore
+        from tensorflow import errors, io  # pyright: ignore
     except ImportError as error:
         raise UserError("gs:// paths are read by TensorFlow: pip install 'birdtpu[cpu]'") from error
-    return gfile
+    try:
+        yield io.gfile
+    except errors.NotFoundError as error:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
+    except errors.OpError as error:
+        raise UserError(f"{path}: {(error.message.strip().splitlines() or ['no reason given'])[0]}") from error
 
 
 def exists(path: str | os.PathLike) -> bool:
     """Whether a file or folder is there."""
-    return _gfile().exists(str(path)) if is_remote(path) else Path(path).exists()
+    if is_remote(path):
+        with _gfile(path) as gfile:
+            return gfile.exists(str(path))
+    return Path(path).exists()
 
 
 def listdir(path: str | os.PathLike) -> list[str]:
     """The sorted names in a folder."""
     if is_remote(path):
-        return sorted(name.rstrip("/") for name in _gfile().listdir(str(path)))
+        with _gfile(path) as gfile:
+            return sorted(name.rstrip("/") for name in gfile.listdir(str(path)))
     return sorted(os.listdir(path))
 
 
 def makedirs(path: str | os.PathLike) -> None:
     """Make a folder and its parents; one that stands is left alone."""
     if is_remote(path):
-        _gfile().makedirs(str(path))
+        with _gfile(path) as gfile:
+            gfile.makedirs(str(path))
     else:
         Path(path).mkdir(parents=True, exist_ok=True)
 
@@ -66,15 +81,19 @@ def makedirs(path: str | os.PathLike) -> None:
 def remove(path: str | os.PathLike) -> None:
     """Remove a file; one that is not there is no error."""
     if is_remote(path):
-        if exists(path):
-            _gfile().remove(str(path))
+        with contextlib.suppress(FileNotFoundError), _gfile(path) as gfile:
+            gfile.remove(str(path))
     else:
         Path(path).unlink(missing_ok=True)
 
 
 def read_bytes(path: str | os.PathLike, offset: int = 0, length: int = -1) -> bytes:
     """A file's bytes: `length` of them from `offset`, or all that follow."""
-    with _gfile().GFile(str(path), "rb") if is_remote(path) else open(path, "rb") as file:
+    if is_remote(path):
+        with _gfile(path) as gfile, gfile.GFile(str(path), "rb") as file:
+            file.seek(offset)
+            return file.read(length)
+    with open(path, "rb") as file:
         file.seek(offset)
         return file.read(length)
 
@@ -104,7 +123,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]
 
         buffer = io.BytesIO() if "b" in mode else io.StringIO()
         yield buffer
-        with _gfile().GFile(str(path), mode) as file:
+        with _gfile(path) as gfile, gfile.GFile(str(path), mode) as file:
             file.write(buffer.getvalue())
         return
     target = Path(path)
@@ -122,6 +141,42 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]
             raise UserError(f"{path}: {error.strerror}; free space, or give another folder") from error
         raise
     sync_folder(target.parent)
+
+
+def sweep(folder: str | os.PathLike) -> None:
+    """Remove what a kill in the middle of an `atomic_write` left in a folder; nobody else may be writing there."""
+    if not is_remote(folder):
+        for left in Path(folder).iterdir():
+            if _TEMPORARY.fullmatch(left.name):
+                left.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike) -> Iterator[None]:
+    """Keep a local folder to this process for as long as the body runs; it is made, and removed again if left empty.
+
+    Raises: UserError where another process has it.
+    """
+    if is_remote(folder):
+        yield
+        return
+    import fcntl
+
+    makedirs(folder)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process is writing here; wait for it or end it") from None
+        except OSError:
+            # Some network file systems know no locks.
+            pass
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            Path(folder).rmdir()
+        os.close(descriptor)
 
 
 def sync_folder(path: str | os.PathLike) -> None:

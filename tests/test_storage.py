@@ -85,6 +85,35 @@ def test_a_folder_in_the_way_is_an_os_error(tmp_path):
     assert names(tmp_path) == ["a"]
 
 
+def test_what_a_kill_left_is_swept_and_no_other_file(tmp_path):
+    for name in (".a.csv.0123abcd.tmp", ".a.tmp", "a.0123abcd.tmp", ".b.csv.0123abcg.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    storage.sweep(tmp_path)
+    assert names(tmp_path) == [".a.tmp", ".b.csv.0123abcg.tmp", "a.0123abcd.tmp"]
+
+
+def test_a_locked_folder_is_one_process_alone(tmp_path):
+    home = tmp_path / "a" / "b"
+    body = (
+        "import sys; from birdtpu import storage\n"
+        "try:\n"
+        "    with storage.locked(sys.argv[1]): print('mine')\n"
+        "except ValueError as error:\n"
+        "    print(error)\n"
+    )
+
+    def other() -> str:
+        return subprocess.run([sys.executable, "-c", body, str(home)], stdout=subprocess.PIPE, text=True).stdout
+
+    with storage.locked(home):
+        assert other() == f"{home}: another process is writing here; wait for it or end it\n"
+        storage.write_text(home / "kept", "x")
+    assert other() == "mine\n" and names(home) == ["kept"]
+    with pytest.raises(KeyError), storage.locked(tmp_path / "c"):
+        raise KeyError
+    assert names(tmp_path) == ["a"]
+
+
 def test_remove_and_exists(tmp_path):
     storage.makedirs(tmp_path / "x" / "y")
     storage.makedirs(tmp_path / "x" / "y")

@@ -17,6 +17,11 @@ from birdtpu.data.plan import dense_targets
 from birdtpu.errors import UserError
 from birdtpu.species import ClassList
 
+if os.environ.get("KERAS_BACKEND") == "jax":
+    # TensorFlow reads here, and would take the memory of JAX's GPUs.
+    with contextlib.suppress(RuntimeError):
+        tf.config.set_visible_devices([], "GPU")
+
 GROUP = 8
 # A remote read is mostly waiting: more of them at once than there are cores.
 REMOTE_READS = 64

@@ -180,7 +180,12 @@ def dense_targets(plan: pd.DataFrame, classes: ClassList) -> tuple[np.ndarray, n
 
 def save_plan(plan: pd.DataFrame, path: str | os.PathLike) -> None:
     """Write the plan as CSV, atomically; `load_plan` gives the same table, to the last bit."""
-    storage.write_text(path, plan.to_csv(index=False, lineterminator="\n"))
+    storage.write_text(path, plan_text(plan))
+
+
+def plan_text(plan: pd.DataFrame) -> str:
+    """The plan as CSV."""
+    return plan.to_csv(index=False, lineterminator="\n")
 
 
 def load_plan(path: str | os.PathLike) -> pd.DataFrame:

@@ -27,8 +27,8 @@ class SoundEventModel:
         weights: Initial weights of the backbone instead of the recipe's; `none` before a run's weights are loaded.
         precision: Keras' dtype policy of the network: `float32` or `mixed_bfloat16`. The log-mel, the head and all
             weights are float32 in both.
-        platform: `cpu`, `gpu` or `tpu`, where it will run: the weights and the function are the same, but on a CPU the
-            STFT is an FFT, and on a TPU some layers of a ResNet have another form (see `layers.pairs`). None: what
+        platform: `cpu`, `gpu` or `tpu`, where it will run: the weights and the function are the same, but on a TPU
+            the STFT is no FFT and some layers of a ResNet have another form (see `layers.pairs`). None: what
             Keras sees.
 
     Raises: UserError where a mel band would be empty, or as `build_backbone`.
@@ -52,7 +52,7 @@ class SoundEventModel:
             seen = {device.partition(":")[0] for device in keras.distribution.list_devices()}
             platform = next((kind for kind in ("tpu", "gpu") if kind in seen), "cpu")
         self.mel = MelSpectrogram(
-            audio.sample_rate, **stft, htk=front.htk, pitch_range=self.pitch_tempo.pitch_range, fft=platform == "cpu"
+            audio.sample_rate, **stft, htk=front.htk, pitch_range=self.pitch_tempo.pitch_range, fft=platform != "tpu"
         )
         if len(self.mel.empty_bands()):
             raise UserError(

@@ -53,45 +53,48 @@ class Checkpoints:
             {name: np.asarray(array, order="C") for name, array in checkpoint.arrays.items()},
             {"notes": json.dumps(checkpoint.notes, sort_keys=True)},
         )
+        # What a kill in the middle of a write left takes the room that this one needs.
+        self._sweep()
         name = f"step-{checkpoint.step:08d}-{_checksum(checkpoint.step, data)}.safetensors"
         storage.write_bytes(storage.join(self.folder, name), data)
-        # Others of this step or later ones were damaged, and the training was taken up before them.
+        # Others of this step or later ones were not whole: the training was taken up before them.
         names = self._names()
         before = [other for other in names if _parts(other)[0] < checkpoint.step]
         for old in set(names) - {name, *before[:1]}:
             storage.remove(storage.join(self.folder, old))
-        for left in storage.listdir(self.folder):
-            # What a kill in the middle of a write left behind.
-            if left.startswith(".step-") and left.endswith(".tmp"):
-                storage.remove(storage.join(self.folder, left))
 
     def newest(self) -> Checkpoint | None:
         """The last checkpoint that is whole; None where there is none at all.
 
-        Warns where one is damaged and the one before is taken.
+        Warns of each that is damaged. Where one before them is whole they are removed: the next two that are kept shall
+        be whole ones.
 
         Raises: UserError where there are some and none is whole.
         """
-        names = self._names()
-        for name in names:
+        damaged = []
+        for name in self._names():
             path = storage.join(self.folder, name)
             data = storage.read_bytes(path)
             step, checksum = _parts(name)
             if _checksum(step, data) == checksum:
+                for other in damaged:
+                    storage.remove(other)
                 return _read(step, data)
-            warnings.warn(f"{path}: damaged; the checkpoint before it is taken", stacklevel=2)
-        if names:
-            raise UserError(f"{self.folder}: no checkpoint is whole; --no-resume begins again")
+            warnings.warn(f"{path}: damaged, and passed over", stacklevel=2)
+            damaged.append(path)
+        if damaged:
+            raise UserError(f"{self.folder}: no checkpoint is whole; remove the folder to begin again")
         return None
-
-    def any(self) -> bool:
-        """Whether there is one, whole or not."""
-        return bool(self._names())
 
     def clear(self) -> None:
         """Remove all of them."""
+        self._sweep()
         for name in self._names():
             storage.remove(storage.join(self.folder, name))
+
+    def _sweep(self) -> None:
+        if storage.exists(self.folder):
+            storage.sweep(self.folder)
 
     def _names(self) -> list[str]:
         """Newest first."""

@@ -14,6 +14,7 @@ from birdtpu.errors import UserError
 from birdtpu.models.build import SoundEventModel
 from birdtpu.recipe import Recipe, Train
 from birdtpu.training.step import make_optimizer, resolved
+from birdtpu.training.strategy import exact_products
 from birdtpu.training.topology import Topology, compile_stablehlo, open_topology
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]
@@ -373,6 +374,7 @@ def _lower_tensorflow(program: Program, part: str, mesh: Any) -> bytes:
         return function(*tf.nest.pack_sequence_as(arguments, tensors))
 
     compiled, specs = tf.function(flat, jit_compile=True, autograph=False), tf.nest.flatten(arguments)
+    exact_products()
     try:
         return compiled.experimental_get_compiler_ir(*specs)(stage="stablehlo_serialized", platform_name="CPU")
     except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, ValueError) as error:
@@ -381,6 +383,8 @@ def _lower_tensorflow(program: Program, part: str, mesh: Any) -> bytes:
         place = re.search(r"\{\{node ([^}]+)\}\}", text)
         name = next((word for word in refused.groups() if word), "") if refused else text.strip().splitlines()[0]
         raise _no_lowering(name, [place[1]] if place else []) from error
+    finally:
+        exact_products(exact=False)
 
 
 def _no_lowering(operation: str, places: list[str]) -> UserError:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,7 +32,7 @@ class Log:
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self.rows: list[Epoch] = []
-        self._events = None
+        self._events: Any = None
 
     def state(self) -> list[dict[str, Any]]:
         """The rows, for `restore`; JSON can hold them, NaN among them."""
@@ -49,14 +50,7 @@ class Log:
         table.writeheader()
         table.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(r).items()} for r in self.rows)
         storage.write_text(storage.join(self.folder, "log.csv"), out.getvalue())
-        if self._events is None:
-            from tensorboardX import SummaryWriter
-
-            # What an interrupted process wrote of this step and later ones is not shown.
-            self._events = SummaryWriter(storage.join(self.folder, "tensorboard"), purge_step=row.step)
-        for key in ("loss", "validation_loss", "learning_rate", "clips_per_second"):
-            if (value := getattr(row, key)) == value:
-                self._events.add_scalar(key, value, row.step)
+        self._add_events(row)
 
     def close(self) -> None:
         """Draw the curves and close the event file."""
@@ -64,6 +58,25 @@ class Log:
             self._events.close()
         if self.rows:
             self._draw()
+
+    def _add_events(self, row: Epoch) -> None:
+        # By hand: tf.summary cannot say from which step on earlier files count no more.
+        from tensorflow.compat.v1 import Event, SessionLog, Summary
+        from tensorflow.io import TFRecordWriter
+
+        now = time.time()
+        if self._events is None:
+            folder = storage.join(self.folder, "tensorboard")
+            storage.makedirs(folder)
+            self._events = TFRecordWriter(storage.join(folder, f"events.out.tfevents.{now:.6f}.birdtpu"))
+            # What an interrupted process wrote of this step and later ones is not shown.
+            start = SessionLog(status=SessionLog.START)
+            for first in ({"file_version": "brain.Event:2"}, {"step": row.step, "session_log": start}):
+                self._events.write(Event(wall_time=now, **first).SerializeToString())
+        values = {key: getattr(row, key) for key in ("loss", "validation_loss", "learning_rate", "clips_per_second")}
+        summary = Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in values.items() if v == v])
+        self._events.write(Event(wall_time=now, step=row.step, summary=summary).SerializeToString())
+        self._events.flush()
 
     def _draw(self) -> None:
         from matplotlib.figure import Figure

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
@@ -30,11 +30,17 @@ class Saving:
         checkpoints: Where to.
         seconds: Time between two.
         steps: Steps between two; 0 counts only the time.
+        identity: What JSON can hold of the training that is saved, put into each.
     """
 
     checkpoints: Checkpoints
     seconds: float = 600.0
     steps: int = 0
+    identity: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write one, with the identity among its notes."""
+        self.checkpoints.save(replace(checkpoint, notes={**checkpoint.notes, "identity": self.identity}))
 
 
 @dataclass
@@ -61,17 +67,22 @@ class Progress:
         notes = {"losses": self.losses, "seconds": self.seconds, "best_epoch": self.best_epoch, "rows": log.state()}
         if self.best is not None:
             notes["best_loss"] = self.best_loss
-        return Checkpoint(self.done, {**step.state(), **best}, notes)
+        state = step.state()
+        _check_weights(state.values(), self.done)
+        return Checkpoint(self.done, {**state, **best}, notes)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, step: Step, log: Log) -> "Progress":
         """Bring step and log to where they were at `to_checkpoint`. Raises ValueError where they do not fit."""
-        step.restore(checkpoint.arrays)
         notes = checkpoint.notes
-        log.restore(notes["rows"])
         best = [value for name, value in sorted(checkpoint.arrays.items()) if name.startswith("best/")]
-        best_loss, best_epoch = notes.get("best_loss", math.inf), notes["best_epoch"]
-        return cls(checkpoint.step, notes["losses"], notes["seconds"], best or None, best_loss, best_epoch)
+        try:
+            step.restore(checkpoint.arrays)
+            log.restore(notes["rows"])
+            best_loss, best_epoch = notes.get("best_loss", math.inf), notes["best_epoch"]
+            return cls(checkpoint.step, notes["losses"], notes["seconds"], best or None, best_loss, best_epoch)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"a checkpoint of another version of birdtpu ({error})") from error
 
 
 def fit(
@@ -148,16 +159,21 @@ def fit(
                 spoken = clock
                 speed = len(now.losses) * batch_size / (clock - began)
                 tqdm.write(f"step {now.done}/{steps}  loss {np.mean(now.losses[-50:]):.4f}  {speed:.0f} clips/s")
-            if saving is not None and due:
-                saving.checkpoints.save(now.to_checkpoint(step, log))
+            # A signal may have come while the epoch was validated; its losses are all in.
+            if saving is not None and (due or (ends and asked)):
+                saving.save(now.to_checkpoint(step, log))
                 saved, saved_step = time.perf_counter(), now.done
                 if asked:
                     raise Stopped(asked[0], f"step {now.done}")
-    return step.averaged() if now.best is None else now.best
+    weights = step.averaged() if now.best is None else now.best
+    _check_weights(weights, now.done)
+    return weights
 
 
 def _is_over(now: Progress, steps_per_epoch: int, patience: int) -> bool:
     """Whether the last epoch that ended was one too many without a better validation loss."""
+    if not math.isfinite(now.best_loss):
+        return False
     ended = now.done > 0 and now.done % steps_per_epoch == 0
     return bool(patience) and ended and now.done // steps_per_epoch - now.best_epoch >= patience
 
@@ -168,6 +184,12 @@ def _check(now: Progress, steps_per_epoch: int) -> None:
     if wrong:
         epoch = -(-now.done // steps_per_epoch)
         raise UserError(f"the loss is {wrong[0]} in epoch {epoch}: lower train.learning_rate or set train.clip_norm")
+
+
+def _check_weights(weights: Iterable[Any], done: int) -> None:
+    """Gradients of the last step may have been no numbers although its loss was one."""
+    if not all(np.isfinite(array).all() for array in weights):
+        raise UserError(f"a weight is no number after step {done}: lower train.learning_rate or set train.clip_norm")
 
 
 def _end_epoch(
@@ -188,6 +210,10 @@ def _end_epoch(
     if validate is not None:
         weights = step.averaged()
         held_out = validate(weights)
+        if not math.isfinite(held_out):
+            raise UserError(
+                f"the validation loss is {held_out} in epoch {epoch}: lower train.learning_rate or set train.clip_norm"
+            )
         if held_out < now.best_loss:
             now.best, now.best_loss, now.best_epoch = weights, held_out, epoch
     seconds = now.seconds + time.perf_counter() - began

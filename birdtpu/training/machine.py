@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -169,6 +170,33 @@ def tpu_environment(backend: str | None) -> dict[str, str]:
     }
 
 
+def prepare_for_tpu(backend: str | None = None) -> str | None:
+    """Set what TensorFlow reads when it is imported; to be called before Keras is.
+
+    Args:
+        backend: tensorflow or jax; default: Keras' own where it is imported or told, else what `engine` chooses.
+
+    Returns: the backend.
+    Raises: UserError where there is no chip: without one, TensorFlow's TPU build waits for minutes.
+    """
+    here = machine()
+    told = os.environ.get("KERAS_BACKEND") or None
+    imported = sys.modules["keras"].config.backend() if "keras" in sys.modules else None
+    chosen = backend or imported or told or engine(here)
+    if not here.chips:
+        raise no_tpu(here, chosen)
+    environment = tpu_environment(chosen)
+    before = os.environ.get("TF_XLA_FLAGS", "")
+    if environment and environment["TF_XLA_FLAGS"] not in before:
+        environment["TF_XLA_FLAGS"] = f"{before} {environment['TF_XLA_FLAGS']}".strip()
+    elif environment:
+        environment["TF_XLA_FLAGS"] = before
+    os.environ.update(environment)
+    if chosen is not None:
+        os.environ["KERAS_BACKEND"] = chosen
+    return chosen
+
+
 def problems(here: Machine, backend: str | None = None) -> list[Problem]:
     """What keeps a TPU from training here, the likeliest first.
 
@@ -241,6 +269,9 @@ def _chips(dev: Path, sys: Path) -> tuple[set[str], int, str]:
         if _text(device / "vendor") == _GOOGLE and model in _GENERATIONS:
             # A chip of two cores may stand on the bus as two functions, ADDRESS.0 and ADDRESS.1.
             chips[device.name.rpartition(".")[0]] = _GENERATIONS[model]
+    if not chips and any("/accel" in node and _text(d / "vendor") == _GOOGLE for d in devices for node in nodes):
+        # Of a generation that the table does not know.
+        return nodes, len(nodes), ""
     # The bus shows the chips of the whole host, /dev those of this container; vfio alone may be any other card.
     count = min(len(chips), len(nodes))
     return (nodes, count, next(iter(chips.values()))) if count else (set(), 0, "")

@@ -63,6 +63,7 @@ def resolved(train: Train, replicas: int) -> Train:
         raise UserError(
             f"train.batch_size: {batch_size} is no multiple of {8 * parts}: of 8 rows for each of {replicas} replicas"
             + (f" and {train.accumulate} parts (train.accumulate)" if train.accumulate > 1 else "")
+            + f"; give train.batch_size={8 * parts} or more, or train.batch_size_per_replica={8 * train.accumulate}"
         )
     rates = {key: getattr(train, key) * factor for key in ("learning_rate", "min_learning_rate")}
     return train.model_copy(update={"batch_size": batch_size, "batch_size_per_replica": 0, **rates})

@@ -13,7 +13,7 @@ from birdtpu.errors import UserError
 from birdtpu.evaluation.evaluate import Evaluation, evaluate_recordings
 from birdtpu.evaluation.report import write_report
 from birdtpu.recipe import Recipe, recipe_of
-from birdtpu.run import Run, open_run
+from birdtpu.run import Run, is_finished, open_run
 from birdtpu.storage import PathLike, paths_of
 from birdtpu.workflows.evaluate import clip_scores, held_out, of_known_species
 from birdtpu.workflows.predict import load
@@ -100,20 +100,20 @@ def _tested_folds(recordings: pd.DataFrame) -> list[str]:
 
 def _is_finished(home: str, fold: str, recipe: Recipe, folders: list[str], recordings: pd.DataFrame) -> bool:
     """Whether a fold's run stands already. Raises UserError where it is the run of something else."""
-    if not storage.exists(storage.join(home, "run.json")):
+    if not is_finished(home):
         return False
     done = open_run(home)
     other = ""
     if done.recipe.hash != recipe.hash:
         other = f"another recipe ({done.recipe.hash}, not {recipe.hash})"
     # Moved data is the same data.
-    elif done.finished and done.info.get("data_crc32c") != data_info(folders)["data_crc32c"]:
+    elif done.info.get("data_crc32c") != data_info(folders)["data_crc32c"]:
         other = f"other data ({', '.join(done.info['data'])}, or what lay there then)"
-    elif done.finished and _has_other_folds(done, set(recordings.loc[recordings["fold"] == fold, "recording"])):
+    elif _has_other_folds(done, set(recordings.loc[recordings["fold"] == fold, "recording"])):
         other = "other folds"
     if other:
         raise UserError(f"run {home}: is of {other}; give another --run folder")
-    return done.finished
+    return True
 
 
 def _has_other_folds(done: Run, fold: set[str]) -> bool:

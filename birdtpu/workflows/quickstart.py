@@ -6,7 +6,7 @@ from pathlib import Path
 from birdtpu.data.synthesis import synthesize
 from birdtpu.errors import UserError
 from birdtpu.recipe import load_recipe
-from birdtpu.run import open_run
+from birdtpu.run import is_finished, open_run
 from birdtpu.storage import PathLike
 from birdtpu.workflows.evaluate import evaluate
 from birdtpu.workflows.predict import predict
@@ -30,12 +30,9 @@ def quickstart(folder: PathLike, settings: Sequence[str] = ()) -> dict:
     home = Path(folder)
     recipe = load_recipe("quickstart", [*SHORTER, *settings])
     paths = {name: str(home / name) for name in ("recordings", "prepared", "run", "timelines")}
-    finished = False
-    if (home / "run" / "run.json").exists():
-        run = open_run(paths["run"])
-        finished = run.finished
-        if finished and run.recipe.hash != recipe.hash:
-            raise UserError(f"{paths['run']}: was trained with other settings; give another folder, or remove this one")
+    finished = is_finished(paths["run"])
+    if finished and open_run(paths["run"]).recipe.hash != recipe.hash:
+        raise UserError(f"{paths['run']}: was trained with other settings; give another folder, or remove this one")
     print(f"1/5 synthesising recordings in {paths['recordings']}", flush=True)
     synthesize(paths["recordings"])
     print(f"2/5 preparing shards in {paths['prepared']}", flush=True)

@@ -1,9 +1,11 @@
 """Train a recipe on prepared recordings."""
 
+import contextlib
+import hashlib
 import importlib.util
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,15 +20,16 @@ from birdtpu.data import plan as planning
 from birdtpu.data import shards, tables
 from birdtpu.errors import UserError
 from birdtpu.recipe import Recipe, Train, recipe_of
-from birdtpu.run import Run, open_run
+from birdtpu.run import Run, is_finished
 from birdtpu.species import ClassList
 from birdtpu.storage import PathLike, paths_of
+from birdtpu.training.machine import prepare_for_tpu
+
+_NO_MEMORY = "the device has no memory for a step: raise train.accumulate, or lower train.batch_size"
 
 if TYPE_CHECKING:
-    from birdtpu.training.checkpoint import Checkpoints
-    from birdtpu.training.log import Log
-    from birdtpu.training.loop import Progress, Saving
-    from birdtpu.training.step import Step
+    from birdtpu.training.checkpoint import Checkpoint
+    from birdtpu.training.loop import Saving
     from birdtpu.training.strategy import Accelerator
 
 
@@ -70,48 +73,89 @@ def train(
     recipe, folders, run = recipe_of(recipe, settings), paths_of(data), os.fspath(run)
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError("training reads its shards by TensorFlow, on either backend: pip install 'birdtpu[cpu]'")
-    if storage.exists(storage.join(run, "run.json")) and open_run(run).finished:
+    if tpu:
+        prepare_for_tpu()
+    with storage.locked(run):
+        return _train(recipe, folders, run, fold, tpu, resume, save_minutes, save_steps)
+
+
+def _train(
+    recipe: Recipe,
+    folders: list[str],
+    run: str,
+    fold: str | int | None,
+    tpu: bool,
+    resume: bool,
+    save_minutes: float,
+    save_steps: int,
+) -> Run:
+    """`train` in a folder that is its own."""
+    from birdtpu.training.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(run)
+    if is_finished(run):
+        checkpoints.clear()
         raise UserError(f"run {run}: holds a finished run; give another folder or remove it")
     prepared = open_prepared(recipe, folders)
     # Keras stands behind them, and its backend is chosen by now.
-    from birdtpu.training.checkpoint import Checkpoints
     from birdtpu.training.loop import Saving
     from birdtpu.training.step import resolved
     from birdtpu.training.strategy import find_accelerator
 
     accelerator = find_accelerator(tpu)
     knobs = resolved(recipe.train, accelerator.replicas)
-    info = {"version": __version__, **data_info(folders), "fold": _text(fold), "batch_size": knobs.batch_size}
-    saving = Saving(Checkpoints(run), save_minutes * 60, save_steps)
-    if not resume:
-        saving.checkpoints.clear()
-    elif saving.checkpoints.any():
-        _check_same(open_run(run), recipe, info)
     classes, plan, balance_report = make_plan(recipe, prepared, fold)
+    info = {"version": __version__, **data_info(folders), "fold": _text(fold), "batch_size": knobs.batch_size}
     draft = Run(run, recipe, classes, info)
-    # Before anything is written: a backbone or weights that cannot be had end it here.
-    with accelerator.scope():
-        model = _model(draft, accelerator)
-    draft.save()
-    planning.save_plan(plan, draft.path("plan.csv"))
-    storage.write_text(draft.path("balance.csv"), balance_report.to_csv(index=False, lineterminator="\n"))
-    print(_plan_and_balance(plan, classes, balance_report), flush=True)
-    return _fit(draft, knobs, model, plan, prepared, accelerator, saving)
+    saving = Saving(checkpoints, save_minutes * 60, save_steps, _identity(draft, plan))
+    begun = checkpoints.newest() if resume else None
+    if begun is not None:
+        _check_same(run, begun.notes.get("identity", {}), saving.identity)
+
+    def begin() -> None:
+        if not resume:
+            checkpoints.clear()
+        storage.sweep(run)
+        draft.save()
+        planning.save_plan(plan, draft.path("plan.csv"))
+        storage.write_text(draft.path("balance.csv"), balance_report.to_csv(index=False, lineterminator="\n"))
+        print(_plan_and_balance(plan, classes, balance_report), flush=True)
+
+    return _fit(draft, knobs, plan, prepared, accelerator, saving, begun, begin)
 
 
-def _check_same(begun: Run, recipe: Recipe, info: dict[str, Any]) -> None:
+def _identity(draft: Run, plan: pd.DataFrame) -> dict[str, Any]:
+    """What two processes must have in common to be parts of one training; kept in its checkpoints."""
+    return {
+        "recipe": draft.recipe.hash,
+        "fold": draft.info["fold"],
+        "data": draft.info["data_crc32c"],
+        "batch_size": draft.info["batch_size"],
+        "classes": _short_hash("\n".join(draft.classes.codes)),
+        "plan": _short_hash(planning.plan_text(plan)),
+    }
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _check_same(run: str, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises UserError where an interrupted training is not the one that is asked for."""
-    checks = (
-        ("another recipe", begun.recipe.hash, recipe.hash),
-        ("another fold", begun.info.get("fold"), info["fold"]),
-        ("other data", begun.info["data_crc32c"], info["data_crc32c"]),
-        ("another batch over all replicas", begun.info["batch_size"], info["batch_size"]),
-    )
-    for what, before, now in checks:
-        if before != now:
+    names = {
+        "recipe": "another recipe",
+        "fold": "another fold",
+        "data": "other data",
+        "batch_size": "another batch over all replicas",
+        "classes": "other classes",
+        "plan": "another plan, by another version of birdtpu",
+    }
+    for key, what in names.items():
+        if before.get(key) != now[key]:
+            folder = storage.join(run, "checkpoints")
             raise UserError(
-                f"run {begun.folder}: holds an interrupted training of {what} ({before}, not {now}); "
-                "give another folder, or --no-resume to begin again"
+                f"run {run}: holds an interrupted training of {what} ({before.get(key)}, not {now[key]}); "
+                f"give another folder, or remove {folder} to begin again"
             )
 
 
@@ -241,18 +285,19 @@ def _model(draft: Run, accelerator: "Accelerator") -> Any:
 def _fit(
     draft: Run,
     knobs: Train,
-    model: Any,
     plan: pd.DataFrame,
     prepared: Prepared,
     accelerator: "Accelerator",
     saving: "Saving",
+    begun: "Checkpoint | None",
+    begin: Callable[[], None],
 ) -> Run:
-    """Data, step, loop, weights."""
+    """Model, step, data, loop, weights; `begin` is called when nothing but the training itself can fail any more."""
     import keras
 
     from birdtpu.data import order, pipeline
     from birdtpu.training.log import Log
-    from birdtpu.training.loop import fit
+    from birdtpu.training.loop import Progress, fit
     from birdtpu.training.step import digest, make_optimizer
 
     recipe = draft.recipe
@@ -263,11 +308,20 @@ def _fit(
         raise UserError(f"{count} training samples fill no batch of train.batch_size {knobs.batch_size}: lower it")
     steps = per_epoch * knobs.epochs
     with accelerator.scope():
+        model = _model(draft, accelerator)
         optimizer = make_optimizer(model.network, knobs, steps)
     schedule = optimizer._learning_rate
     step = accelerator.step(model, optimizer, knobs)
-    log = Log(draft.folder)
-    progress = _resumed(saving.checkpoints, step, log)
+    log, progress = Log(draft.folder), Progress()
+    if begun is not None:
+        try:
+            progress = Progress.of(begun, step, log)
+        except ValueError as error:
+            folder = saving.checkpoints.folder
+            raise UserError(f"{folder}: {error}; remove the folder to begin again") from error
+    begin()
+    if begun is not None:
+        print(f"going on after step {progress.done}", flush=True)
     # As int16 a clip is half the bytes, in the shards' readers as on the way to the device.
     common = {"classes": draft.classes, "seed": knobs.seed, "pcm16": True}
     batches = pipeline.batches(
@@ -281,7 +335,7 @@ def _fit(
         **common,
     )
     try:
-        with pipeline.named_errors(prepared.folders):
+        with _named_memory(), pipeline.named_errors(prepared.folders):
             weights = fit(
                 step,
                 batches,
@@ -306,19 +360,19 @@ def _fit(
     return finished
 
 
-def _resumed(checkpoints: "Checkpoints", step: "Step", log: "Log") -> "Progress":
-    """Where the training stands: at its last checkpoint, or at the start."""
-    from birdtpu.training.loop import Progress
-
-    checkpoint = checkpoints.newest()
-    if checkpoint is None:
-        return Progress()
+@contextlib.contextmanager
+def _named_memory() -> Iterator[None]:
+    """A device without room for the step is one line."""
     try:
-        progress = Progress.of(checkpoint, step, log)
-    except ValueError as error:
-        raise UserError(f"{checkpoints.folder}: {error}; --no-resume begins again") from error
-    print(f"going on after step {progress.done}", flush=True)
-    return progress
+        yield
+    except RuntimeError as error:  # JAX's
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(_NO_MEMORY) from error
+    except Exception as error:  # TensorFlow's, which is imported late
+        if type(error).__name__ != "ResourceExhaustedError":
+            raise
+        raise UserError(_NO_MEMORY) from error
 
 
 def _validation(model: Any, draft: Run, plan: pd.DataFrame, prepared: Prepared, common: dict[str, Any]) -> Any:

@@ -49,7 +49,9 @@ def test_what_is_saved_is_read_back_and_two_are_kept(tmp_path):
 
 
 def test_an_empty_run_has_none(tmp_path):
-    assert Checkpoints(str(tmp_path)).newest() is None and not Checkpoints(str(tmp_path)).any()
+    assert Checkpoints(str(tmp_path)).newest() is None
+    Checkpoints(str(tmp_path)).clear()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_hundred_million_steps_sort_as_numbers(tmp_path):
@@ -61,7 +63,7 @@ def test_a_damaged_newest_one_falls_back_and_is_taken_over(tmp_path):
     checkpoints, made = saved(tmp_path, 5, 6)
     newest = files(tmp_path)[-1]
     newest.write_bytes(newest.read_bytes()[:-1])
-    with pytest.warns(UserWarning, match=f"{newest.name}: damaged; the checkpoint before it is taken"):
+    with pytest.warns(UserWarning, match=f"{newest.name}: damaged, and passed over"):
         assert_same(checkpoints.newest(), made[5])
     # The training that is taken up from 5 saves 6 anew, and then the damaged one must not come back.
     again = checkpoint(6)
@@ -70,21 +72,34 @@ def test_a_damaged_newest_one_falls_back_and_is_taken_over(tmp_path):
     assert newest not in files(tmp_path) and len(files(tmp_path)) == 2
 
 
+def test_whole_ones_are_kept_and_not_damaged_ones(tmp_path):
+    checkpoints, made = saved(tmp_path, 4, 5)
+    files(tmp_path)[-1].write_bytes(b"half")
+    with pytest.warns(UserWarning, match="damaged"):
+        assert_same(checkpoints.newest(), made[4])
+    checkpoints.save(checkpoint(6))
+    files(tmp_path)[-1].write_bytes(b"half")
+    with pytest.warns(UserWarning, match="damaged"):
+        assert_same(checkpoints.newest(), made[4])
+
+
 def test_no_whole_one_is_an_error_with_a_way_out(tmp_path):
     checkpoints, _ = saved(tmp_path, 5, 6)
     for path in files(tmp_path):
         path.write_bytes(b"")
-    with pytest.warns(UserWarning), pytest.raises(UserError, match="no checkpoint is whole; --no-resume"):
+    with pytest.warns(UserWarning), pytest.raises(UserError, match="no checkpoint is whole; remove the folder"):
         checkpoints.newest()
 
 
 def test_what_a_killed_write_left_is_swept_and_other_files_stay(tmp_path):
     checkpoints, made = saved(tmp_path, 5)
-    (tmp_path / "checkpoints" / ".step-00000006-0.safetensors.ab.tmp").write_bytes(b"half")
+    left = tmp_path / "checkpoints" / ".step-00000006-0.safetensors.0123abcd.tmp"
+    left.write_bytes(b"half")
     (tmp_path / "checkpoints" / "notes.txt").write_text("mine")
     assert_same(checkpoints.newest(), made[5])
     checkpoints.save(checkpoint(7))
     assert [path.name[:13] for path in files(tmp_path)] == ["notes.txt", "step-00000005", "step-00000007"]
+    left.write_bytes(b"half")
     checkpoints.clear()
     assert [path.name for path in files(tmp_path)] == ["notes.txt"]
 

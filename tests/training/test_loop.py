@@ -8,9 +8,10 @@ import threading
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from birdtpu.errors import Stopped, UserError
-from birdtpu.training.checkpoint import Checkpoints
+from birdtpu.training.checkpoint import Checkpoint, Checkpoints
 from birdtpu.training.log import Log
 from birdtpu.training.loop import Progress, Saving, fit
 
@@ -73,6 +74,28 @@ def test_a_loss_that_is_no_number_ends_training_and_is_not_saved(tmp_path):
     assert saving.checkpoints.newest().step == 2
 
 
+def test_weights_and_validation_losses_that_are_no_numbers_end_training(tmp_path):
+    class Lost(FakeStep):
+        def averaged(self):
+            return [np.full(1, np.nan)]
+
+    with pytest.raises(UserError, match=r"a weight is no number after step 6: lower train\.learning_rate"):
+        run(Lost([1.0] * 6), tmp_path)
+    with pytest.raises(UserError, match=r"the validation loss is nan in epoch 1: lower train\.learning_rate"):
+        run(FakeStep([1.0] * 6), tmp_path, validate=lambda weights: float("nan"))
+
+
+def test_patience_needs_something_held_out(tmp_path):
+    weights, log = run(FakeStep([1.0] * 6), tmp_path, patience=1)
+    assert weights[0] == 6 and len(log.rows) == 3
+
+
+def test_a_checkpoint_of_another_version_is_named(tmp_path):
+    checkpoint = Checkpoint(1, FakeStep([1.0]).state(), {"losses": []})
+    with pytest.raises(ValueError, match="a checkpoint of another version of birdtpu"):
+        Progress.of(checkpoint, FakeStep([1.0]), Log(str(tmp_path)))
+
+
 def test_batches_that_end_early_are_an_error(tmp_path):
     with pytest.raises(UserError, match="ended after 10 of 20"):
         run(FakeStep([1.0] * 20), tmp_path, steps=20)
@@ -111,6 +134,26 @@ def test_a_signal_saves_and_stops_and_the_next_process_goes_on(tmp_path, number)
     _, log = taken_up(tmp_path, step)
     assert step.calls == [(3, 1), (4, 1), (5, 1)]
     assert [row.loss for row in log.rows] == [5.5, 3.5, 1.5] and [row.epoch for row in log.rows] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("steps", [6, 20])
+def test_a_signal_while_the_last_epoch_is_validated_stops_and_is_saved(tmp_path, steps):
+    signals = [6]
+
+    def validate(weights):
+        done = int(weights[0][0])
+        if done in signals:
+            signals.remove(done)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return float(done != 2)
+
+    # The training's last epoch, or the one that patience ends with.
+    options = {"steps": steps, "patience": 2, "batches": 20, "validate": validate}
+    with pytest.raises(Stopped, match="after step 6"):
+        taken_up(tmp_path, FakeStep([1.0] * 20), **options)
+    step = FakeStep([1.0] * 20)
+    weights, log = taken_up(tmp_path, step, **options)
+    assert step.calls == [] and weights[0] == 2 and len(log.rows) == 3
 
 
 def test_three_interruptions_inside_one_epoch_run_the_planned_steps(tmp_path):
@@ -208,3 +251,9 @@ def test_a_restored_log_begins_after_its_rows(tmp_path):
     run(step, tmp_path, log=again, progress=Progress(4))
     assert [row.epoch for row in again.rows] == [1, 2, 3]
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 4
+    # TensorBoard shows the second process from where it began.
+    shown = EventAccumulator(str(tmp_path / "tensorboard"))
+    for name in (log, again):
+        name.close()
+    shown.Reload()
+    assert [(event.step, event.value) for event in shown.Scalars("loss")] == [(2, 1.0), (4, 1.0), (6, 1.0)]

@@ -10,7 +10,16 @@ import numpy
 import pytest
 
 from birdtpu.errors import UserError
-from birdtpu.training.machine import Machine, engine, installed, machine, no_tpu, problems, tpu_environment
+from birdtpu.training.machine import (
+    Machine,
+    engine,
+    installed,
+    machine,
+    no_tpu,
+    prepare_for_tpu,
+    problems,
+    tpu_environment,
+)
 
 JAX = {"jax": "0.7.2", "libtpu": "0.0.21", "tensorflow-cpu": "2.20.0"}
 TENSORFLOW = {"tensorflow-tpu": "2.19.1", "libtpu": "0.0.10"}
@@ -87,6 +96,13 @@ def test_chips_are_counted(tree: Tree) -> None:
     tree.node("vfio/vfio")  # the driver's own
     tree.card("0000:00:20.0", "0x0042")  # Google's network card
     assert tree.look().chips == 8
+
+
+def test_a_chip_that_the_table_does_not_know_is_a_chip(tree: Tree) -> None:
+    tree.card("0000:00:04.0", "0x0099")
+    tree.node("accel0")
+    found = tree.look()
+    assert (found.chips, found.generation) == (1, "")
 
 
 def test_a_chip_of_two_functions_is_one_chip(tree: Tree) -> None:
@@ -225,6 +241,23 @@ def test_tensorflow_is_told_where_libtpu_lies(tmp_path: Path, monkeypatch) -> No
         " --tf_mlir_enable_merge_control_flow_pass=true"
     )
     assert tpu_environment("jax") == {}
+
+
+def test_the_environment_is_set_before_keras_and_keeps_the_users_flags(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "libtpu").mkdir()
+    (tmp_path / "libtpu" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("os.environ", {"TF_XLA_FLAGS": "--mine", "KERAS_BACKEND": ""})
+    monkeypatch.setattr("birdtpu.training.machine.machine", lambda: make(TENSORFLOW))
+    monkeypatch.delitem(sys.modules, "keras", raising=False)
+    for _ in range(2):
+        assert prepare_for_tpu() == "tensorflow"
+        flags = os.environ["TF_XLA_FLAGS"].split()
+        assert flags[0] == "--mine" and len(flags) == 4 and os.environ["PJRT_DEVICE"] == "TPU"
+    assert os.environ["KERAS_BACKEND"] == "tensorflow" and prepare_for_tpu("jax") == "jax"
+    monkeypatch.setattr("birdtpu.training.machine.machine", lambda: make(JAX, 0))
+    with pytest.raises(UserError, match="no TPU chip"):
+        prepare_for_tpu()
 
 
 @pytest.mark.parametrize(

@@ -96,11 +96,13 @@ def test_every_family_of_backbones_trains_two_steps(backbone, eager):
 
 COUNTING = """
 import sys
+import jax
 import keras
 import numpy as np
 from birdtpu.models.backbones import BACKBONES, Backbone
 from birdtpu.models.build import SoundEventModel
 from birdtpu.recipe import load_recipe
+from birdtpu.training.jax_step import make_update, state_of
 from birdtpu.training.step import make_optimizer
 from birdtpu.training.strategy import find_accelerator
 layers = keras.layers
@@ -109,18 +111,25 @@ BACKBONES["counting"] = Backbone(
 )
 recipe = load_recipe("quickstart", [*sys.argv[1:], "model.backbone=counting"])
 model = SoundEventModel(recipe, 3)
-step = find_accelerator().step(model, make_optimizer(model.network, recipe.train, 4), recipe.train)
+optimizer = make_optimizer(model.network, recipe.train, 4)
+step = find_accelerator().step(model, optimizer, recipe.train)
 targets = np.eye(3, dtype="float32")[np.arange(8) % 3]
 batch = dict(audio=np.random.default_rng(0).standard_normal((8, recipe.source_samples)).astype("float32"),
              targets=targets, target_mask=np.ones_like(targets), weight=np.ones(8, "float32"),
              seed=np.arange(8, dtype="int32"))
-assert np.isfinite(np.asarray(step.run(step.feed([batch, batch]), 2))).all()
+losses = np.asarray(step.run(step.feed([batch, batch]), 2))
+assert losses.shape == (2,) and np.isfinite(losses).all()
+# A TPU's loop over the steps of a call, beside a CPU's, which has none.
+two = {name: np.stack([value, value])[:, None] for name, value in batch.items()}
+state, scanned = jax.jit(make_update(model, optimizer, recipe.train))(state_of(model, optimizer), two)
+np.testing.assert_allclose(scanned, losses, rtol=1e-5)
+assert state["step"] == step.state()["step"] == 2
 kinds = [str(w.dtype) for w in step.averaged()]
 assert kinds == [v.dtype for v in model.network.variables] and "int32" in kinds, kinds
 """
 
 
-def test_whole_numbers_stay_whole_on_jax_too():
+def test_whole_numbers_stay_whole_on_jax_too_and_a_scan_is_the_same():
     env = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", COUNTING, *SHRUNK], env=env, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

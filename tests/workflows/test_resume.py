@@ -10,6 +10,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 
 import birdtpu
@@ -31,6 +32,19 @@ def data(tmp_path_factory):
     synthesize(folder / "w", species=3, recordings=5, soundscapes=0, seed=3)
     birdtpu.prepare("quickstart", folder / "w" / "train_audio", folder / "p", settings=TINY)
     return folder / "p"
+
+
+@pytest.fixture(scope="module")
+def alone(data, tmp_path_factory) -> Path:
+    """The run that nothing interrupts."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    code, out, err = ended(started(data, run))
+    assert code == 0, err
+    # Without a terminal there is one line an epoch and no bar.
+    assert "\r" not in out + err and [line.split()[:2] for line in out.splitlines() if "clips/s" in line] == [
+        ["epoch", "1/3"], ["epoch", "2/3"], ["epoch", "3/3"]
+    ]  # fmt: skip
+    return run
 
 
 def started(data, run, *options: str) -> subprocess.Popen:
@@ -69,27 +83,26 @@ def tensors(run) -> dict:
 
 
 @pytest.mark.timeout(900)
-def test_a_training_that_was_killed_and_stopped_ends_in_the_same_bits(data, tmp_path):
-    alone, run = tmp_path / "alone", tmp_path / "run"
-    code, out, err = ended(started(data, alone))
-    assert code == 0, err
-    # Without a terminal there is one line an epoch and no bar.
-    assert "\r" not in out + err and [line.split()[:2] for line in out.splitlines() if "clips/s" in line] == [
-        ["epoch", "1/3"], ["epoch", "2/3"], ["epoch", "3/3"]
-    ]  # fmt: skip
-
+def test_a_training_that_was_killed_and_stopped_ends_in_the_same_bits(data, alone, tmp_path, capsys):
+    run = tmp_path / "run"
     assert stopped_after(data, run, signal.SIGKILL, 2)[0] == -signal.SIGKILL
-    code, out, err = stopped_after(data, run, signal.SIGTERM, 6)
+    code, _, err = stopped_after(data, run, signal.SIGTERM, 6)
     done = newest(run)
     assert code == 143 and err.splitlines()[-1] == (
         f"birdtpu: stopped by SIGTERM after step {done}; the same command goes on from there"
     )
-    with pytest.raises(UserError, match=r"holds an interrupted training of another recipe .* or --no-resume"):
+    with pytest.raises(UserError, match=r"interrupted training of another recipe .* or remove .*checkpoints to begin"):
         birdtpu.train("quickstart", data, run, settings=[*TINY, "train.seed=1"])
     with pytest.raises(UserError, match=r"holds an interrupted training of another fold \(None, not 1\)"):
         birdtpu.train("quickstart", data, run, settings=TINY, fold=1)
-    code, out, err = ended(started(data, run))
-    assert code == 0 and f"going on after step {done}" in out.splitlines(), err
+    # What cannot begin costs nothing.
+    with pytest.raises(UserError, match="fold"):
+        birdtpu.train("quickstart", data, run, settings=TINY, fold="nine", resume=False)
+    # A start that was killed between its first files does not keep the next one out.
+    (run / "recipe.toml").write_text("half")
+    (run / ".run.json.0123abcd.tmp").write_text("half")
+    birdtpu.train("quickstart", data, run, settings=TINY)
+    assert f"going on after step {done}" in capsys.readouterr().out.splitlines()
 
     first, second = open_run(alone), open_run(run)
     assert first.info["state_sha256"] == second.info["state_sha256"]
@@ -97,22 +110,43 @@ def test_a_training_that_was_killed_and_stopped_ends_in_the_same_bits(data, tmp_
     assert ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in theirs)
     rows = [[line.split(",")[:4] for line in (r / "log.csv").read_text().splitlines()] for r in (alone, run)]
     assert rows[0] == rows[1] and len(rows[0]) == 4
-    assert newest(run) == 0
+    assert newest(run) == 0 and not list(run.glob(".*"))
 
 
 @pytest.mark.timeout(900)
-def test_a_training_goes_on_on_the_other_engine(data, tmp_path):
-    run, alone = tmp_path / "run", tmp_path / "alone"
+def test_a_training_goes_on_on_the_other_engine(data, alone, tmp_path):
+    run = tmp_path / "run"
     assert stopped_after(data, run, signal.SIGINT, 5)[0] == 130
     copy = json.loads((run / "run.json").read_text())
     assert copy["batch_size"] == 8 and "weights_sha256" not in copy
     code, out, err = ended(started(data, run, "--backend", "jax"))
     assert code == 0 and "going on after step" in out, err
     assert open_run(run).info["backend"] == "jax"
-    assert ended(started(data, alone))[0] == 0
     ours, theirs = tensors(run), tensors(alone)
     for name, value in theirs.items():
         np.testing.assert_allclose(ours[name], value, atol=0.02, err_msg=name)
+
+
+def test_a_file_of_classes_that_changed_meanwhile_is_seen(data, tmp_path):
+    names = sorted(pd.read_csv(data / "recordings.csv")["primary_label"].unique())
+    classes = tmp_path / "classes.csv"
+
+    def begun(codes):
+        classes.write_text("code\n" + "".join(f"{code}\n" for code in codes))
+        birdtpu.train(
+            "quickstart", data, tmp_path / "run", settings=[*TINY, f"labels.classes={str(classes)!r}"], save_steps=1
+        )
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("birdtpu.training.log.Log.add", stop)
+        begun(names)
+    assert newest(tmp_path / "run") == 3
+    with pytest.raises(UserError, match="interrupted training of other classes"):
+        begun(names[::-1])
+    assert pd.read_csv(tmp_path / "run" / "classes.csv")["code"].tolist() == names
 
 
 def test_a_tpu_that_is_not_there_is_one_line(data, tmp_path):
