@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from birdtpu import storage
+from birdtpu.data.records import frame
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Log:
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self.rows: list[Epoch] = []
-        self._events: Any = None
+        self._events: list[Any] = []
+        self._events_name = ""
 
     def state(self) -> list[dict[str, Any]]:
         """The rows, for `restore`; JSON can hold them, NaN among them."""
@@ -53,30 +55,27 @@ class Log:
         self._add_events(row)
 
     def close(self) -> None:
-        """Draw the curves and close the event file."""
-        if self._events is not None:
-            self._events.close()
+        """Draw the curves."""
         if self.rows:
             self._draw()
 
     def _add_events(self, row: Epoch) -> None:
-        # By hand: tf.summary cannot say from which step on earlier files count no more.
-        from tensorflow.compat.v1 import Event, SessionLog, Summary
-        from tensorflow.io import TFRecordWriter
+        # Its own SummaryWriter hands them to a thread, and waits for ever where that one met a full disk.
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
 
         now = time.time()
-        if self._events is None:
-            folder = storage.join(self.folder, "tensorboard")
-            storage.makedirs(folder)
-            self._events = TFRecordWriter(storage.join(folder, f"events.out.tfevents.{now:.6f}.birdtpu"))
+        if not self._events:
+            self._events_name = f"events.out.tfevents.{now:.6f}.birdtpu"
             # What an interrupted process wrote of this step and later ones is not shown.
-            start = SessionLog(status=SessionLog.START)
-            for first in ({"file_version": "brain.Event:2"}, {"step": row.step, "session_log": start}):
-                self._events.write(Event(wall_time=now, **first).SerializeToString())
-        values = {key: getattr(row, key) for key in ("loss", "validation_loss", "learning_rate", "clips_per_second")}
-        summary = Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in values.items() if v == v])
-        self._events.write(Event(wall_time=now, step=row.step, summary=summary).SerializeToString())
-        self._events.flush()
+            start = Event(wall_time=now, step=row.step, session_log=SessionLog(status=SessionLog.START))
+            self._events = [Event(wall_time=now, file_version="brain.Event:2"), start]
+        names = ("loss", "validation_loss", "learning_rate", "clips_per_second")
+        values = [Summary.Value(tag=name, simple_value=getattr(row, name)) for name in names]
+        summary = Summary(value=[value for value in values if value.simple_value == value.simple_value])
+        self._events.append(Event(wall_time=now, step=row.step, summary=summary))
+        data = b"".join(frame(event.SerializeToString()) for event in self._events)
+        storage.write_bytes(storage.join(self.folder, "tensorboard", self._events_name), data)
 
     def _draw(self) -> None:
         from matplotlib.figure import Figure

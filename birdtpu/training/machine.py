@@ -171,7 +171,7 @@ def tpu_environment(backend: str | None) -> dict[str, str]:
 
 
 def prepare_for_tpu(backend: str | None = None) -> str | None:
-    """Set what TensorFlow reads when it is imported; to be called before Keras is.
+    """Set what TensorFlow reads when it is imported, where it is not set; to be called before Keras is.
 
     Args:
         backend: tensorflow or jax; default: Keras' own where it is imported or told, else what `engine` chooses.
@@ -185,13 +185,10 @@ def prepare_for_tpu(backend: str | None = None) -> str | None:
     chosen = backend or imported or told or engine(here)
     if not here.chips:
         raise no_tpu(here, chosen)
-    environment = tpu_environment(chosen)
-    before = os.environ.get("TF_XLA_FLAGS", "")
-    if environment and environment["TF_XLA_FLAGS"] not in before:
-        environment["TF_XLA_FLAGS"] = f"{before} {environment['TF_XLA_FLAGS']}".strip()
-    elif environment:
-        environment["TF_XLA_FLAGS"] = before
-    os.environ.update(environment)
+    for name, value in tpu_environment(chosen).items():
+        mine = os.environ.setdefault(name, value)
+        if name == "TF_XLA_FLAGS" and value not in mine:
+            os.environ[name] = f"{mine} {value}"
     if chosen is not None:
         os.environ["KERAS_BACKEND"] = chosen
     return chosen

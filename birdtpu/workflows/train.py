@@ -28,8 +28,9 @@ from birdtpu.training.machine import prepare_for_tpu
 _NO_MEMORY = "the device has no memory for a step: raise train.accumulate, or lower train.batch_size"
 
 if TYPE_CHECKING:
-    from birdtpu.training.checkpoint import Checkpoint
-    from birdtpu.training.loop import Saving
+    from birdtpu.training.log import Log
+    from birdtpu.training.loop import Progress, Saving
+    from birdtpu.training.step import Step
     from birdtpu.training.strategy import Accelerator
 
 
@@ -108,9 +109,6 @@ def _train(
     info = {"version": __version__, **data_info(folders), "fold": _text(fold), "batch_size": knobs.batch_size}
     draft = Run(run, recipe, classes, info)
     saving = Saving(checkpoints, save_minutes * 60, save_steps, _identity(draft, plan))
-    begun = checkpoints.newest() if resume else None
-    if begun is not None:
-        _check_same(run, begun.notes.get("identity", {}), saving.identity)
 
     def begin() -> None:
         if not resume:
@@ -121,7 +119,7 @@ def _train(
         storage.write_text(draft.path("balance.csv"), balance_report.to_csv(index=False, lineterminator="\n"))
         print(_plan_and_balance(plan, classes, balance_report), flush=True)
 
-    return _fit(draft, knobs, plan, prepared, accelerator, saving, begun, begin)
+    return _fit(draft, knobs, plan, prepared, accelerator, saving, resume, begin)
 
 
 def _identity(draft: Run, plan: pd.DataFrame) -> dict[str, Any]:
@@ -140,7 +138,7 @@ def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _check_same(run: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _check_same(folder: str, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises UserError where an interrupted training is not the one that is asked for."""
     names = {
         "recipe": "another recipe",
@@ -152,10 +150,9 @@ def _check_same(run: str, before: dict[str, Any], now: dict[str, Any]) -> None:
     }
     for key, what in names.items():
         if before.get(key) != now[key]:
-            folder = storage.join(run, "checkpoints")
             raise UserError(
-                f"run {run}: holds an interrupted training of {what} ({before.get(key)}, not {now[key]}); "
-                f"give another folder, or remove {folder} to begin again"
+                f"{folder}: holds an interrupted training of {what} ({before.get(key)}, not {now[key]}); "
+                "give another run folder, or remove this one to begin again"
             )
 
 
@@ -289,7 +286,7 @@ def _fit(
     prepared: Prepared,
     accelerator: "Accelerator",
     saving: "Saving",
-    begun: "Checkpoint | None",
+    resume: bool,
     begin: Callable[[], None],
 ) -> Run:
     """Model, step, data, loop, weights; `begin` is called when nothing but the training itself can fail any more."""
@@ -312,15 +309,10 @@ def _fit(
         optimizer = make_optimizer(model.network, knobs, steps)
     schedule = optimizer._learning_rate
     step = accelerator.step(model, optimizer, knobs)
-    log, progress = Log(draft.folder), Progress()
-    if begun is not None:
-        try:
-            progress = Progress.of(begun, step, log)
-        except ValueError as error:
-            folder = saving.checkpoints.folder
-            raise UserError(f"{folder}: {error}; remove the folder to begin again") from error
+    log = Log(draft.folder)
+    progress = _resumed(saving, step, log) if resume else Progress()
     begin()
-    if begun is not None:
+    if progress.done:
         print(f"going on after step {progress.done}", flush=True)
     # As int16 a clip is half the bytes, in the shards' readers as on the way to the device.
     common = {"classes": draft.classes, "seed": knobs.seed, "pcm16": True}
@@ -358,6 +350,24 @@ def _fit(
     finished = Run(draft.folder, recipe, draft.classes, info).save_weights(model.network)
     saving.checkpoints.clear()
     return finished
+
+
+def _resumed(saving: "Saving", step: "Step", log: "Log") -> "Progress":
+    """Where the training stands: at its last checkpoint, or at the start.
+
+    Raises: UserError where the checkpoint is of another training.
+    """
+    from birdtpu.training.loop import Progress
+
+    checkpoint = saving.checkpoints.newest()
+    if checkpoint is None:
+        return Progress()
+    folder = saving.checkpoints.folder
+    _check_same(folder, checkpoint.notes.get("identity", {}), saving.identity)
+    try:
+        return Progress.of(checkpoint, step, log)
+    except ValueError as error:
+        raise UserError(f"{folder}: {error}; remove the folder to begin again") from error
 
 
 @contextlib.contextmanager

@@ -15,8 +15,9 @@ import pytest
 
 import birdtpu
 from birdtpu.data.synthesis import synthesize
-from birdtpu.errors import UserError
+from birdtpu.errors import Stopped, UserError
 from birdtpu.run import open_run
+from birdtpu.training.log import Log
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -91,7 +92,7 @@ def test_a_training_that_was_killed_and_stopped_ends_in_the_same_bits(data, alon
     assert code == 143 and err.splitlines()[-1] == (
         f"birdtpu: stopped by SIGTERM after step {done}; the same command goes on from there"
     )
-    with pytest.raises(UserError, match=r"interrupted training of another recipe .* or remove .*checkpoints to begin"):
+    with pytest.raises(UserError, match=r"interrupted training of another recipe .* or remove this one to begin"):
         birdtpu.train("quickstart", data, run, settings=[*TINY, "train.seed=1"])
     with pytest.raises(UserError, match=r"holds an interrupted training of another fold \(None, not 1\)"):
         birdtpu.train("quickstart", data, run, settings=TINY, fold=1)
@@ -125,6 +126,22 @@ def test_a_training_goes_on_on_the_other_engine(data, alone, tmp_path):
     ours, theirs = tensors(run), tensors(alone)
     for name, value in theirs.items():
         np.testing.assert_allclose(ours[name], value, atol=0.02, err_msg=name)
+
+
+def test_a_training_stopped_when_all_was_done_but_the_weights_ends_as_one_that_was_not(data, alone, tmp_path):
+    add = Log.add
+
+    def signalled(self, row):
+        add(self, row)
+        if row.epoch == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped, match="after step 12"):
+        patch.setattr(Log, "add", signalled)
+        birdtpu.train("quickstart", data, tmp_path / "run", settings=TINY)
+    assert newest(tmp_path / "run") == 12
+    run = birdtpu.train("quickstart", data, tmp_path / "run", settings=TINY)
+    assert run.info["state_sha256"] == open_run(alone).info["state_sha256"]
 
 
 def test_a_file_of_classes_that_changed_meanwhile_is_seen(data, tmp_path):
