@@ -127,9 +127,6 @@ def ended(run: Path) -> dict | None:
     info = json.loads((run / "run.json").read_text()) if (run / "run.json").exists() else {}
     if "weights_sha256" not in info:
         return None
-    left = [path.name for path in (*run.glob(".*.tmp"), *(run / "checkpoints").glob("*"))]
-    left += [path.name for path in (run / "checkpoints").glob(".*")]
-    assert not left, f"{run}: left behind: {left}"
     import h5py
 
     weights = hashlib.sha256()
@@ -138,6 +135,12 @@ def ended(run: Path) -> dict | None:
             lambda name, item: weights.update(name.encode() + item[()].tobytes()) if hasattr(item, "dtype") else None
         )
     return {"state": info["state_sha256"], "weights": weights.hexdigest()}
+
+
+def left_behind(run: Path) -> list[str]:
+    """Checkpoints and temporary files."""
+    folder = run / "checkpoints"
+    return [path.name for path in (*run.glob(".*"), *folder.glob("*"), *folder.glob(".*"))]
 
 
 def batches_of(run: Path) -> dict[int, set[str]]:
@@ -192,6 +195,12 @@ class Runs:
                 kills.append({"fault": fault, "at": place, "seconds": moment, "step": last_step(run)})
             else:
                 assert process.returncode == 0, f"{run}: exit code {process.returncode}"
+        if left_behind(run):
+            # Killed when all was written and the checkpoints were being removed: the next start does that and no more.
+            process = self.start(run, None)
+            process.wait()
+            assert process.returncode in (1, 2), f"{run}: a finished run was trained again"
+        assert not left_behind(run), f"{run}: left behind: {left_behind(run)}"
         return kills
 
 

@@ -172,10 +172,12 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
         except OSError:
             # Some network file systems know no locks.
             pass
-        yield
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                Path(folder).rmdir()
     finally:
-        with contextlib.suppress(OSError):
-            Path(folder).rmdir()
         os.close(descriptor)
 
 
