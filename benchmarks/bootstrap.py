@@ -77,6 +77,8 @@ def run(case: Case, folder: Path, uv: str, base_python: str) -> dict:
     bootstrap = call([python, SCRIPT, "--engine", case.engine], env)
     after = installed(python)
     birdtpu = folder / ("image" if case.engine == "jax" else "birdtpu-tensorflow") / "bin" / "birdtpu"
+    if not birdtpu.exists():
+        raise SystemExit("no birdtpu was installed:\n" + "\n".join(bootstrap["last_lines"]))
     settings = [part for setting in QUICKSTART for part in ("--set", setting)]
     return {
         "python": case.python,

@@ -61,8 +61,8 @@ class Log:
 
     def _add_events(self, row: Epoch) -> None:
         # Its own SummaryWriter hands them to a thread, and waits for ever where that one met a full disk.
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
+        from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 
         now = time.time()
         if not self._events:

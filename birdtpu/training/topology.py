@@ -69,9 +69,12 @@ def open_topology(name: str) -> Topology:
     except ImportError as error:
         raise UserError("the TPU compiler is not installed: pip install 'birdtpu[cpu,compile]'") from error
     one_chip = set(found[2].split("x")) == {"1"}
-    bounds = {"chips_per_host_bounds": (1, 1, 1)} if one_chip else {}
+    options: dict[str, Any] = {"chips_per_host_bounds": (1, 1, 1)} if one_chip else {}
+    if found[1] == "v4":
+        # Both cores of a chip as one device, as frameworks see them.
+        options["chip_config_name"] = "megacore"
     try:
-        description = topologies.get_topology_desc(platform="tpu", topology_name=name, **bounds)
+        description = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except Exception as error:  # libtpu raises RuntimeErrors of several kinds
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--topology {name}: the compiler does not know it ({reason})") from error
