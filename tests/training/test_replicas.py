@@ -74,7 +74,7 @@ losses = trained(step, source, 4)
 middle = step.state()
 losses += trained(step, source, 2)
 found = {}
-if replicas > 1:
+if "AGAIN" in os.environ:
     # Another object of the same shapes, restored, must not differ by a bit.
     again = made()
     again.restore(middle)
@@ -95,8 +95,8 @@ SMALL = ("audio.clip_seconds=1.0", "audio.margin_seconds=0.25", "audio.record_se
 SYNCHRONIZED = "train.synchronized_batch_norm=true"
 
 
-def trained(backend: str, replicas: int, *settings: str) -> dict:
-    env = {**os.environ, "KERAS_BACKEND": backend}
+def trained(backend: str, replicas: int, *settings: str, again: bool = False) -> dict:
+    env = {**os.environ, "KERAS_BACKEND": backend, **({"AGAIN": "1"} if again else {})}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(replicas), *SMALL, *settings],
         env=env, cwd=ROOT, capture_output=True, text=True, check=False,
@@ -111,21 +111,24 @@ def assert_same_training(one: dict, more: dict) -> None:
     np.testing.assert_allclose(more["losses"], one["losses"], rtol=2e-3)
     np.testing.assert_allclose(more["ema"], one["ema"], rtol=1e-3, atol=1e-4)
     assert len(set(one["losses"])) == len(one["losses"])
-    assert more["resumed_same"] and more["ended"]
+    assert more["ended"]
 
 
 @pytest.mark.timeout(900)
 def test_tensorflow_replicas_train_as_one_device():
     one = trained("tensorflow", 1, SYNCHRONIZED)
     assert_same_training(one, trained("tensorflow", 4, SYNCHRONIZED))
-    alone = trained("tensorflow", 2)
+    # Each with its own statistics; what is restored must hold their mean.
+    alone = trained("tensorflow", 2, again=True)
     assert np.abs(np.array(one["losses"]) - alone["losses"]).max() > 0.01
     assert alone["resumed_same"]
 
 
 @pytest.mark.timeout(900)
 def test_jax_replicas_train_as_one_device():
-    assert_same_training(trained("jax", 1), trained("jax", 4))
+    more = trained("jax", 4, again=True)
+    assert_same_training(trained("jax", 1), more)
+    assert more["resumed_same"]
 
 
 @pytest.mark.timeout(900)
