@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -34,14 +35,18 @@ TINY = ["audio.clip_seconds=1.0", "audio.margin_seconds=0.25", "audio.record_sec
 QUICKSTART = ["train.epochs=2", "train.steps_per_epoch=12", "train.batch_size=16"]
 
 
-# What is called, at which call, whether after it, whether only calls of the training itself count.
-Fault = tuple[str, int, bool, bool]
+class Fault(NamedTuple):
+    """Die at the `number`-th call of a function of `os`, before or after it; of those in the training, or of all."""
+
+    call: str
+    number: int
+    after: bool
+    in_training: bool
 
 
 def train_tiny(data: str, run: str, fault: Fault | None) -> None:
     """One process: train, or take up, until it ends or kills itself at a fault point."""
     import keras
-    import numpy as np
 
     from birdtpu.layers.batch_norm import BatchNorm
     from birdtpu.models.backbones import BACKBONES, Backbone
@@ -53,16 +58,29 @@ def train_tiny(data: str, run: str, fault: Fault | None) -> None:
         return keras.Sequential([keras.Input(shape), *stack])
 
     BACKBONES["tiny"] = Backbone(tiny, channels=1)
-    arm = (lambda: die_at(run, *fault[:3])) if fault else (lambda: None)
-    if fault and not fault[3]:
-        arm()
-    log_batches(run, np, arm if fault and fault[3] else lambda: None)
+    if fault is None:
+        log_batches(run)
+    elif fault.in_training:
+        log_batches(run, begin=lambda: die_at(run, fault))
+    else:
+        log_batches(run)
+        die_at(run, fault)
     train("quickstart", data, run, settings=TINY, save_steps=1)
 
 
-def die_at(run: str, call: str, number: int, after: bool) -> None:
-    """SIGKILL this process at the `number`-th call of `os.fsync`, `os.replace` or `os.unlink`; RUN.fault says where."""
-    original, left = getattr(os, call), [number]
+def train_cold(data: str, run: str) -> None:
+    """One process of `birdtpu train`."""
+    from birdtpu.cli import main
+
+    log_batches(run)
+    settings = [word for setting in QUICKSTART for word in ("--set", setting)]
+    sys.argv = ["birdtpu", "train", "quickstart", "--data", data, "--run", run, "--save-steps", "3", *settings]
+    main()
+
+
+def die_at(run: str, fault: Fault) -> None:
+    """SIGKILL this process at a call of `os.fsync`, `os.replace` or `os.unlink`; RUN.fault says where."""
+    original, left = getattr(os, fault.call), [fault.number]
 
     def die(at: object) -> None:
         name = Path(f"/proc/self/fd/{at}").readlink() if isinstance(at, int) else os.fspath(at)
@@ -71,19 +89,20 @@ def die_at(run: str, call: str, number: int, after: bool) -> None:
 
     def watched(*args: object, **kwargs: object) -> object:
         left[0] -= 1
-        if left[0] == 0 and not after:
+        if left[0] == 0 and not fault.after:
             die(args[0])
         result = original(*args, **kwargs)
         if left[0] == 0:
             die(args[0])
         return result
 
-    setattr(os, call, watched)
+    setattr(os, fault.call, watched)
 
 
-def log_batches(run: str, np: object, begin: Callable[[], None]) -> None:
+def log_batches(run: str, begin: Callable[[], None] = lambda: None) -> None:
     """Append the rows and seeds of every batch to RUN/batches.txt when the step takes it; `begin` comes before them."""
     import keras
+    import numpy as np
 
     log = Path(run, "batches.txt")
 
@@ -180,7 +199,7 @@ class Runs:
                 # A step's save is two fsyncs (file and folder), one rename and one unlink.
                 call = chance.choice(["fsync", "replace", "unlink"])
                 training = chance.random() < 0.75
-                fault = (call, chance.randint(1, 12), chance.random() < 0.5, training)
+                fault = Fault(call, chance.randint(1, 12), chance.random() < 0.5, training)
             process = self.start(run, fault)
             moment = None
             if fault is None and len(kills) < most:
@@ -231,11 +250,14 @@ class Cold:
     """`birdtpu train` in a process of its own."""
 
     def __init__(self, data: str, run: Path) -> None:
-        command = [sys.executable, "-m", "birdtpu", "train", "quickstart", "--data", data, "--run", str(run),
-                   "--save-steps", "3"]  # fmt: skip
-        for setting in QUICKSTART:
-            command += ["--set", setting]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        here = str(Path(__file__).resolve().parent)
+        code = "import sys, kill; kill.train_cold(*sys.argv[1:])"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, data, str(run)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
 
     def wait(self, seconds: float | None = None) -> None:
         try:
@@ -274,7 +296,7 @@ def prepared(work: Path, name: str, settings: list[str]) -> str:
 def prove(kind: str, runs: Runs, count: int, kills: int, faults: bool, noted: dict, note: object) -> dict:
     """Kill at least `count` runs, `kills` times in all; what is in `noted` is not done again."""
     truth = runs.alone()
-    order = batches_of(runs.work / "alone") if faults else None
+    order = batches_of(runs.work / "alone")
     for number in itertools.count():
         mine = [value for name, value in noted.items() if name.startswith(kind)]
         if len(mine) >= count and sum(len(value["kills"]) for value in mine) >= kills:
@@ -285,7 +307,7 @@ def prove(kind: str, runs: Runs, count: int, kills: int, faults: bool, noted: di
         shutil.rmtree(run, ignore_errors=True)
         found = runs.killed(run, random.Random(f"{kind} {number}"), faults, -(-kills // count))
         same = ended(run) == truth
-        same_batches = batches_of(run) == order if faults else None
+        same_batches = batches_of(run) == order
         noted[name] = {"kills": found, "same_bits": same, "same_batches": same_batches}
         note()
         print(f"{name}: {len(found)} kills, same bits {same}, same batches {same_batches}", flush=True)
@@ -300,7 +322,7 @@ def prove(kind: str, runs: Runs, count: int, kills: int, faults: bool, noted: di
             )
         ),
         "same_bits": sum(value["same_bits"] for value in mine),
-        **({"same_batches": sum(value["same_batches"] for value in mine)} if faults else {}),
+        "same_batches": sum(value["same_batches"] for value in mine),
     }
 
 
@@ -337,8 +359,7 @@ def main() -> None:
     Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
     whole = all(
-        part["same_bits"] == part["runs"] == part.get("same_batches", part["runs"])
-        for part in (result["forked"], result["cold"])
+        part["same_bits"] == part["same_batches"] == part["runs"] for part in (result["forked"], result["cold"])
     )
     sys.exit(0 if whole else 1)
 

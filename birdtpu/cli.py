@@ -129,7 +129,8 @@ def predict(
     options: dict[str, Any] = {"head": head, "threshold": threshold, "channel": channel, "submission": submission}
     count, failures = call(run, audio, output, plots=plot, **options)
     typer.echo(f"{count} files scored, results in {output}")
-    _end_with([(failures, f"{output}/failures.csv")], strict)
+    # Where nothing was scored, nothing went well.
+    _end_with([(failures, f"{output}/failures.csv")], strict or not count)
 
 
 @app.command()

@@ -153,7 +153,9 @@ def sweep(folder: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def locked(folder: str | os.PathLike) -> Iterator[None]:
-    """Keep a local folder to this process for as long as the body runs; it is made, and removed again if left empty.
+    """Keep a local folder to this process for as long as the body runs.
+
+    It is made where there is none, and then removed again if it was left empty.
 
     Raises: UserError where another process has it.
     """
@@ -162,6 +164,7 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
         return
     import fcntl
 
+    made = not Path(folder).exists()
     makedirs(folder)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -175,8 +178,9 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):
-                Path(folder).rmdir()
+            if made:
+                with contextlib.suppress(OSError):
+                    Path(folder).rmdir()
     finally:
         os.close(descriptor)
 

@@ -112,6 +112,11 @@ def test_a_locked_folder_is_one_process_alone(tmp_path):
     with pytest.raises(KeyError), storage.locked(tmp_path / "c"):
         raise KeyError
     assert names(tmp_path) == ["a"]
+    # An empty folder that was there is the user's.
+    storage.makedirs(tmp_path / "d")
+    with storage.locked(tmp_path / "d"):
+        pass
+    assert names(tmp_path) == ["a", "d"]
 
 
 def test_remove_and_exists(tmp_path):

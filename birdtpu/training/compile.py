@@ -374,6 +374,7 @@ def _lower_tensorflow(program: Program, part: str, mesh: Any) -> bytes:
         return function(*tf.nest.pack_sequence_as(arguments, tensors))
 
     compiled, specs = tf.function(flat, jit_compile=True, autograph=False), tf.nest.flatten(arguments)
+    fast = tf.config.experimental.tensor_float_32_execution_enabled()
     exact_products()
     try:
         return compiled.experimental_get_compiler_ir(*specs)(stage="stablehlo_serialized", platform_name="CPU")
@@ -384,7 +385,7 @@ def _lower_tensorflow(program: Program, part: str, mesh: Any) -> bytes:
         name = next((word for word in refused.groups() if word), "") if refused else text.strip().splitlines()[0]
         raise _no_lowering(name, [place[1]] if place else []) from error
     finally:
-        exact_products(exact=False)
+        tf.config.experimental.enable_tensor_float_32_execution(fast)
 
 
 def _no_lowering(operation: str, places: list[str]) -> UserError:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -60,7 +61,7 @@ class Log:
             self._draw()
 
     def _add_events(self, row: Epoch) -> None:
-        # Its own SummaryWriter hands them to a thread, and waits for ever where that one met a full disk.
+        # tensorboardX's own writer hands them to a thread, and waits for ever where that one met a full disk.
         from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
         from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 
@@ -71,8 +72,8 @@ class Log:
             start = Event(wall_time=now, step=row.step, session_log=SessionLog(status=SessionLog.START))
             self._events = [Event(wall_time=now, file_version="brain.Event:2"), start]
         names = ("loss", "validation_loss", "learning_rate", "clips_per_second")
-        values = [Summary.Value(tag=name, simple_value=getattr(row, name)) for name in names]
-        summary = Summary(value=[value for value in values if value.simple_value == value.simple_value])
+        values = {name: getattr(row, name) for name in names if not math.isnan(getattr(row, name))}
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
         self._events.append(Event(wall_time=now, step=row.step, summary=summary))
         data = b"".join(frame(event.SerializeToString()) for event in self._events)
         storage.write_bytes(storage.join(self.folder, "tensorboard", self._events_name), data)
@@ -84,7 +85,7 @@ class Log:
         axes = figure.add_subplot()
         epochs = [row.epoch for row in self.rows]
         axes.plot(epochs, [row.loss for row in self.rows], color="#0072B2", label="training")
-        if any(row.validation_loss == row.validation_loss for row in self.rows):
+        if any(not math.isnan(row.validation_loss) for row in self.rows):
             axes.plot(epochs, [row.validation_loss for row in self.rows], color="#D55E00", label="validation")
         axes.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
         rates = axes.twinx()

@@ -172,7 +172,7 @@ def fit(
 
 def _is_over(now: Progress, steps_per_epoch: int, patience: int) -> bool:
     """Whether the last epoch that ended was one too many without a better validation loss."""
-    if not math.isfinite(now.best_loss):
+    if now.best is None:  # Nothing is held out, or no epoch has ended.
         return False
     ended = now.done > 0 and now.done % steps_per_epoch == 0
     return bool(patience) and ended and now.done // steps_per_epoch - now.best_epoch >= patience

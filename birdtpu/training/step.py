@@ -59,11 +59,14 @@ def resolved(train: Train, replicas: int) -> Train:
     growth = batch_size / train.batch_size
     factor = {"none": 1.0, "linear": growth, "sqrt": growth**0.5}[train.learning_rate_scaling]
     parts = replicas * train.accumulate
-    if batch_size % (8 * parts) and parts > 1:
+    least = 8 * parts
+    if batch_size % least and parts > 1:
+        near = max(1, round(batch_size / least)) * least
         raise UserError(
-            f"train.batch_size: {batch_size} is no multiple of {8 * parts}: of 8 rows for each of {replicas} replicas"
+            f"train.batch_size: {batch_size} is no multiple of {least}: of 8 rows for each of {replicas} replicas"
             + (f" and {train.accumulate} parts (train.accumulate)" if train.accumulate > 1 else "")
-            + f"; give train.batch_size={8 * parts} or more, or train.batch_size_per_replica={8 * train.accumulate}"
+            + f"; give a multiple, such as train.batch_size={near}, "
+            + f"or train.batch_size_per_replica={8 * train.accumulate}"
         )
     rates = {key: getattr(train, key) * factor for key in ("learning_rate", "min_learning_rate")}
     return train.model_copy(update={"batch_size": batch_size, "batch_size_per_replica": 0, **rates})

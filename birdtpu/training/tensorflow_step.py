@@ -78,7 +78,9 @@ class TensorFlowStep:
         def update(batches: tuple[Batch, ...]) -> tf.Tensor:
             loss, gradients = gradients_of(batches[0])
             for batch in batches[1:]:
-                further, more = gradients_of(batch)
+                # One after the other: side by side they would take the memory of the whole batch.
+                with tf.control_dependencies([loss, *gradients]):
+                    further, more = gradients_of(batch)
                 loss, gradients = loss + further, [a + b for a, b in zip(gradients, more, strict=True)]
             if replicas > 1 and (train.clip_norm or not summed_by_keras):
                 gradients = clipped(sums(gradients), train.clip_norm)

@@ -95,6 +95,7 @@ def _train(
 
     checkpoints = Checkpoints(run)
     if is_finished(run):
+        # A process killed while it removed them leaves some, and nothing else would.
         checkpoints.clear()
         raise UserError(f"run {run}: holds a finished run; give another folder or remove it")
     prepared = open_prepared(recipe, folders)
@@ -375,14 +376,11 @@ def _named_memory() -> Iterator[None]:
     """A device without room for the step is one line."""
     try:
         yield
-    except RuntimeError as error:  # JAX's
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UserError(_NO_MEMORY) from error
-    except Exception as error:  # TensorFlow's, which is imported late
-        if type(error).__name__ != "ResourceExhaustedError":
-            raise
-        raise UserError(_NO_MEMORY) from error
+    except Exception as error:
+        # JAX's message, and TensorFlow's class, which is imported late.
+        if "RESOURCE_EXHAUSTED" in str(error) or type(error).__name__ == "ResourceExhaustedError":
+            raise UserError(_NO_MEMORY) from error
+        raise
 
 
 def _validation(model: Any, draft: Run, plan: pd.DataFrame, prepared: Prepared, common: dict[str, Any]) -> Any:

@@ -65,21 +65,23 @@ def feed(step, first=0):
         return step.feed(left)
     return step.feed(tf.data.Dataset.from_tensor_slices({k: np.stack([p[k] for p in left]) for k in left[0]}))
 
-def trained(step, source, steps):
-    return [float(np.asarray(step.run(source, 1))[0]) for _ in range(steps)]
+def trained(step, source, calls):
+    return [loss for _ in range(calls) for loss in np.asarray(step.run(source, 2)).tolist()]
 
 step = made()
 source = feed(step)
-losses = trained(step, source, 4)
+losses = trained(step, source, 2)
 middle = step.state()
-losses += trained(step, source, 2)
+losses += trained(step, source, 1)
 found = {}
-if "AGAIN" in os.environ:
+if replicas > 1:
     # Another object of the same shapes, restored, must not differ by a bit.
     again = made()
     again.restore(middle)
-    same = trained(again, feed(again, 4), 2) == losses[4:] and digest(again.state()) == digest(step.state())
-    found["resumed_same"] = same
+    found["restored"] = digest(again.state()) == digest(middle)
+    found["resumed"] = trained(again, feed(again, 4), 1)
+    state, other = step.state(), again.state()
+    found["off"] = max(float(np.abs(state[name] - other[name]).max()) for name in state)
 try:
     step.run(source, 1)
     ended = False
@@ -95,14 +97,19 @@ SMALL = ("audio.clip_seconds=1.0", "audio.margin_seconds=0.25", "audio.record_se
 SYNCHRONIZED = "train.synchronized_batch_norm=true"
 
 
-def trained(backend: str, replicas: int, *settings: str, again: bool = False) -> dict:
-    env = {**os.environ, "KERAS_BACKEND": backend, **({"AGAIN": "1"} if again else {})}
+def trained(backend: str, replicas: int, *settings: str) -> dict:
+    # oneDNN's kernels are not always the same to the last bit: docs/experiments.md.
+    env = {**os.environ, "KERAS_BACKEND": backend, "TF_ENABLE_ONEDNN_OPTS": "0"}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(replicas), *SMALL, *settings],
         env=env, cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["ended"]
+    if replicas > 1:
+        assert found["restored"] and found["resumed"] == found["losses"][4:] and found["off"] == 0
+    return found
 
 
 def assert_same_training(one: dict, more: dict) -> None:
@@ -111,7 +118,6 @@ def assert_same_training(one: dict, more: dict) -> None:
     np.testing.assert_allclose(more["losses"], one["losses"], rtol=2e-3)
     np.testing.assert_allclose(more["ema"], one["ema"], rtol=1e-3, atol=1e-4)
     assert len(set(one["losses"])) == len(one["losses"])
-    assert more["ended"]
 
 
 @pytest.mark.timeout(900)
@@ -119,16 +125,13 @@ def test_tensorflow_replicas_train_as_one_device():
     one = trained("tensorflow", 1, SYNCHRONIZED)
     assert_same_training(one, trained("tensorflow", 4, SYNCHRONIZED))
     # Each with its own statistics; what is restored must hold their mean.
-    alone = trained("tensorflow", 2, again=True)
+    alone = trained("tensorflow", 2)
     assert np.abs(np.array(one["losses"]) - alone["losses"]).max() > 0.01
-    assert alone["resumed_same"]
 
 
 @pytest.mark.timeout(900)
 def test_jax_replicas_train_as_one_device():
-    more = trained("jax", 4, again=True)
-    assert_same_training(trained("jax", 1), more)
-    assert more["resumed_same"]
+    assert_same_training(trained("jax", 1), trained("jax", 4))
 
 
 @pytest.mark.timeout(900)

@@ -224,7 +224,8 @@ def test_the_batch_over_all_replicas_is_the_recipes_or_grows():
 
 
 @pytest.mark.parametrize(("settings", "replicas", "named"), [
-    (["train.batch_size=24"], 2, "24 is no multiple of 16: of 8 rows for each of 2 replicas"),
+    (["train.batch_size=24"], 2, "24 is no multiple of 16: .* 2 replicas; give a multiple, such as .*=32,"),
+    (["train.batch_size=8"], 2, "8 is no multiple of 16: .* such as train.batch_size=16"),
     (["train.batch_size=16", "train.accumulate=2"], 2, r"16 is no multiple of 32: .* 2 parts \(train\.accumulate\)"),
 ])  # fmt: skip
 def test_a_batch_that_does_not_split_is_named(settings, replicas, named):

@@ -218,6 +218,8 @@ def test_predict_writes_a_table_and_a_picture_a_file(capsys, run, world, tmp_pat
     assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert "broken.wav" in (out / "failures.csv").read_text()
     assert command(capsys, *args, "--strict")[0] == 1
+    code, text, err = command(capsys, "predict", run, broken, "--output", out)
+    assert code == 1 and "0 files scored" in text and "broken.wav" in err
 
 
 def test_the_api_gives_a_data_frame(run, world):
