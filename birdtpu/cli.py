@@ -300,6 +300,8 @@ def _end_with(lists: list[tuple[list[tuple[str, str]], str]], strict: bool) -> N
 def main() -> None:
     """Run the command line; a `UserError` is one line and exit code 2."""
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"
+    # Google's clients say it where a library finds them; which Python Colab or Kaggle has is not its user's choice.
+    warnings.filterwarnings("ignore", "You are using a Python version", FutureWarning)
     try:
         app()
     except UserError as error:

@@ -1,6 +1,7 @@
 """`python -m gcs_tools push|pull|ls|verify|rm`."""
 
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -87,6 +88,8 @@ def _size(count: int) -> str:
 
 def main() -> None:
     """Run the command line; a `TransferError` is one line and exit code 2."""
+    # Which Python a machine of Colab or Kaggle has is not its user's choice.
+    warnings.filterwarnings("ignore", "You are using a Python version", FutureWarning)
     try:
         app()
     except TransferError as error:

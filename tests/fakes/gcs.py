@@ -7,8 +7,6 @@ import json
 import re
 import struct
 from dataclasses import dataclass, field
-from email.parser import BytesParser
-from email.policy import HTTP
 
 import google_crc32c
 
@@ -30,6 +28,8 @@ def md5(data: bytes) -> str:
 class Object:
     data: bytes
     generation: int
+    crc32c: str
+    md5: str
     content_type: str = "application/octet-stream"
     metadata: dict[str, str] = field(default_factory=dict)
 
@@ -135,7 +135,7 @@ class FakeStorage:
         return _json(self._resource(bucket, name))
 
     def _content(self, found: Object, request: Request) -> Reply:
-        hashes = f"crc32c={crc32c(found.data)},md5={md5(found.data)}"
+        hashes = f"crc32c={found.crc32c},md5={found.md5}"
         headers = {
             "X-Goog-Hash": hashes,
             "X-Goog-Generation": str(found.generation),
@@ -157,7 +157,7 @@ class FakeStorage:
         return {
             "kind": "storage#object", "id": f"{bucket}/{name}/{found.generation}", "name": name, "bucket": bucket,
             "generation": str(found.generation), "metageneration": "1", "size": str(len(found.data)),
-            "crc32c": crc32c(found.data), "md5Hash": md5(found.data), "contentType": found.content_type,
+            "crc32c": found.crc32c, "md5Hash": found.md5, "contentType": found.content_type,
             "metadata": found.metadata, "updated": UPDATED, "timeCreated": UPDATED, "mediaLink": link,
         }  # fmt: skip
 
@@ -193,14 +193,17 @@ class FakeStorage:
 
     def _store(self, bucket: str, name: str, data: bytes, resource: dict, hashes: str = "") -> None:
         told = dict(part.strip().split("=", 1) for part in hashes.split(",") if "=" in part)
+        crc, digest = crc32c(data), md5(data)
         for mine, theirs in (
-            (crc32c(data), resource.get("crc32c")), (md5(data), resource.get("md5Hash")),
-            (crc32c(data), told.get("crc32c")), (md5(data), told.get("md5")),
+            (crc, resource.get("crc32c")), (digest, resource.get("md5Hash")),
+            (crc, told.get("crc32c")), (digest, told.get("md5")),
         ):  # fmt: skip
             if theirs and mine != theirs:
                 raise Failure(400, f"Provided hash {theirs} does not match calculated {mine}.")
         kind = resource.get("contentType", "application/octet-stream")
-        self.objects[bucket, name] = Object(data, next(self._generations), kind, resource.get("metadata", {}))
+        self.objects[bucket, name] = Object(
+            data, next(self._generations), crc, digest, kind, resource.get("metadata", {})
+        )
 
     def _upload(self, bucket: str, request: Request) -> Reply:
         query, hashes = request.query, request.headers.get("x-goog-hash", "")
@@ -218,14 +221,10 @@ class FakeStorage:
             where = f"{home}{request.path}?uploadType=resumable&upload_id={key}"
             return Reply(200, b"", {"Location": where, "X-GUploader-UploadID": key})
         if kind == "multipart":
-            head = f"Content-Type: {request.headers['content-type']}\r\n\r\n".encode()
-            first, second = BytesParser(policy=HTTP).parsebytes(head + request.body).iter_parts()
-            resource = json.loads(first.get_payload(decode=True))
             boundary = re.search(r'boundary="?([^";]+)', request.headers["content-type"])
-            # The parser would change line ends in a body that is no text.
-            piece = request.body.split(b"--" + boundary[1].encode())[2]
-            data = piece.split(b"\r\n\r\n", 1)[1][:-2]
-            resource.setdefault("contentType", second.get_content_type())
+            _, first, second, _ = request.body.split(b"--" + boundary[1].encode())
+            resource = json.loads(first.split(b"\r\n\r\n", 1)[1])
+            data = second.split(b"\r\n\r\n", 1)[1][:-2]
         else:
             data, resource = request.body, {"contentType": request.headers.get("content-type", "")}
         name = resource.get("name") or query["name"]
