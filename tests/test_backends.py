@@ -68,6 +68,7 @@ def test_same_weights_same_outputs_same_draws(tmp_path, backbone):
         np.testing.assert_allclose(a["trained"], b["trained"], atol=1e-2)
 
 
+@pytest.mark.timeout(900)
 def test_ops_layers_and_draws_hold_on_jax():
     env = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
     env.pop("PYTEST_XDIST_WORKER", None)

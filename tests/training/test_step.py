@@ -135,6 +135,7 @@ def test_whole_numbers_stay_whole_on_jax_too_and_a_scan_is_the_same():
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.timeout(900)
 def test_birdcall2020_compiles_to_the_same_step_with_all_its_augmentation():
     always = [f"augment.{name}_probability=1" for name in ("pitch", "tempo", "mixup")]
     images, losses = [], []
