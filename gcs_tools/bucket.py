@@ -11,6 +11,7 @@ from typing import Any
 
 # How often bytes that came out damaged, or an upload that expired, are sent again.
 _ATTEMPTS = 3
+_MEANWHILE = "somebody else wrote it meanwhile; run the same command again"
 _LOGIN = (
     "gcloud auth application-default login, or on Colab google.colab.auth.authenticate_user(), "
     "or name a key file in GOOGLE_APPLICATION_CREDENTIALS"
@@ -73,13 +74,13 @@ class Prefix:
         self._client.close()
 
     def list(self) -> dict[str, Entry]:
-        """Name -> what is there; folder marks are left out."""
+        """Name -> what is there; folder marks are left out. Raises TransferError."""
         with self._named(self.url):
             blobs = self._client.list_blobs(self._bucket, prefix=self.prefix, **self._bounds)
             return {b.name[len(self.prefix) :]: _entry(b) for b in blobs if not b.name.endswith("/")}
 
     def stat(self, name: str) -> Entry | None:
-        """An object, or None."""
+        """An object, or None. Raises TransferError."""
         with self._named(f"{self.url}/{name}"):
             blob = self._bucket.get_blob(self.prefix + name, **self._bounds)
             return _entry(blob) if blob is not None else None
@@ -114,9 +115,7 @@ class Prefix:
                     found = self.stat(name)
                     moved = (found.generation if found else 0) != generation
                     if _code(error) == 412 and moved and not wanted.same_bytes(found):
-                        raise TransferError(
-                            f"{place}: somebody else wrote it meanwhile; run the same command again"
-                        ) from error
+                        raise TransferError(f"{place}: {_MEANWHILE}") from error
             if wanted.same_bytes(found):
                 return
             now = file_entry(path)
@@ -126,7 +125,10 @@ class Prefix:
         raise TransferError(f"{place}: arrived damaged {_ATTEMPTS} times ({reason or 'its crc32c differs'})")
 
     def read(self, name: str) -> bytes:
-        """A small object's bytes, checked. Raises FileNotFoundError where there is none."""
+        """A small object's bytes, checked.
+
+        Raises: FileNotFoundError where there is none, else TransferError.
+        """
         from google.api_core.exceptions import NotFound
 
         with self._named(f"{self.url}/{name}"):
@@ -136,7 +138,10 @@ class Prefix:
                 raise FileNotFoundError(name) from None
 
     def get(self, name: str, wanted: Entry, target: Path) -> None:
-        """Fetch an object into a file that appears when it is whole and holds what is wanted."""
+        """Fetch an object into a file that appears when it is whole and holds what is wanted.
+
+        Raises: TransferError, also where the object is not there or is another.
+        """
         from google.api_core.exceptions import NotFound
 
         place = f"{self.url}/{name}"
@@ -174,9 +179,7 @@ class Prefix:
                 self._bucket.blob(self.prefix + name).delete(if_generation_match=generation, **self._bounds)
             except PreconditionFailed:
                 if self.stat(name) is not None:
-                    raise TransferError(
-                        f"{place}: somebody else wrote it meanwhile; run the same command again"
-                    ) from None
+                    raise TransferError(f"{place}: {_MEANWHILE}") from None
 
     def _retried(self, fetch: Any) -> Any:
         """A download, again where its bytes came damaged or short."""
@@ -226,7 +229,8 @@ def file_entry(path: Path) -> Entry:
 
 
 def _entry(blob: Any) -> Entry:
-    return Entry(blob.size, base64.b64decode(blob.crc32c).hex(), blob.generation)
+    # An object under a customer's own key is listed without its checksum: it is like nothing that is known.
+    return Entry(blob.size, base64.b64decode(blob.crc32c or "").hex(), blob.generation)
 
 
 def _client() -> Any:

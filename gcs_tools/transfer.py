@@ -70,10 +70,7 @@ def push(
 
         for part in ([n for n in differing if not _is_seal(n)], [n for n in differing if _is_seal(n)]):
             _each(workers, send, part, "sending", local)
-        with NamedTemporaryFile() as file:
-            file.write(wanted)
-            file.flush()
-            remote.put(manifest.NAME, Path(file.name), file_entry(Path(file.name)), None)
+        _put_bytes(remote, manifest.NAME, wanted, None)
         return Report(len(names), len(differing), sum(local[name].size for name in differing), others)
 
 
@@ -147,12 +144,10 @@ def rm(url: str, *, workers: int = WORKERS, deadline_seconds: float = DEADLINE_S
         if manifest.REMOVING in held and manifest.NAME not in held:
             entries = manifest.from_bytes(remote.read(manifest.REMOVING), f"{remote.url}/{manifest.REMOVING}")
         else:
+            if manifest.NAME not in held:
+                raise _no_manifest(remote)
             entries = _entries(remote)
-            with NamedTemporaryFile() as file:
-                file.write(manifest.to_bytes(entries))
-                file.flush()
-                path = Path(file.name)
-                remote.put(manifest.REMOVING, path, file_entry(path), held.get(manifest.REMOVING))
+            _put_bytes(remote, manifest.REMOVING, manifest.to_bytes(entries), held.get(manifest.REMOVING))
             remote.delete(manifest.NAME, held[manifest.NAME].generation)
         names = [name for name in entries if name in held]
         _each(workers, lambda name: remote.delete(name, held[name].generation), names, "removing", None)
@@ -167,11 +162,23 @@ def _entries(remote: Prefix) -> dict[str, Entry]:
     try:
         data = remote.read(manifest.NAME)
     except FileNotFoundError:
-        raise TransferError(
-            f"{remote.url}: no {manifest.NAME}: nothing was pushed here, or not all of it (push it again), "
-            "or its removal was interrupted (rm it again)"
-        ) from None
+        raise _no_manifest(remote) from None
     return manifest.from_bytes(data, f"{remote.url}/{manifest.NAME}")
+
+
+def _no_manifest(remote: Prefix) -> TransferError:
+    return TransferError(
+        f"{remote.url}: no {manifest.NAME}: nothing was pushed here, or not all of it (push it again), "
+        "or its removal was interrupted (rm it again)"
+    )
+
+
+def _put_bytes(remote: Prefix, name: str, data: bytes, held: Entry | None) -> None:
+    with NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        path = Path(file.name)
+        remote.put(name, path, file_entry(path), held)
 
 
 def _read_manifest(remote: Prefix) -> bytes | None:
