@@ -182,6 +182,24 @@ def cross_validate(
 
 
 @app.command()
+def publish(
+    run: RunFolder,
+    to: Annotated[str, typer.Option(metavar="OWNER/SLUG", help="A Kaggle data set; made if there is none.")],
+    model: Annotated[bool, typer.Option("--model", help="A Kaggle model instead: OWNER/MODEL.")] = False,
+    title: Annotated[str | None, typer.Option(help="6 to 50 characters; default: the slug's words.")] = None,
+    licence: Annotated[str, typer.Option(help="A wrong one lists those there are.")] = "CC-BY-NC-SA-4.0",
+    public: Annotated[bool, typer.Option("--public", help="Show to everybody what is made the first time.")] = False,
+) -> None:
+    """Publish a run's weights, recipe and scores as a new version on Kaggle."""
+    from birdtpu.publish.send import publish as call
+    from birdtpu.run import open_run
+
+    done = call(open_run(run), to, model=model, title=title, licence=licence, public=public)
+    typer.echo(f"{done.place}: {'there and whole' if done.sent else 'there already, nothing was sent'}")
+    typer.echo(f"birdtpu predict {done.place} recordings/ --output timelines/")
+
+
+@app.command()
 def synthesize(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="A new folder.")],
     species: Annotated[int, typer.Option(min=2)] = 6,

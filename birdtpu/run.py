@@ -78,17 +78,23 @@ class Run:
         run.save()
         return run
 
+    def weights(self) -> bytes:
+        """The bytes of the weights. Raises UserError where they are missing, or are not those that were saved."""
+        path = self.path(WEIGHTS)
+        if not self.finished or not storage.exists(path):
+            raise UserError(f"run {self.folder}: no weights ({WEIGHTS}); train it again with birdtpu train")
+        data = storage.read_bytes(path)
+        if _sha256(data) != self.info["weights_sha256"]:
+            raise UserError(f"{path}: not the weights that were saved (sha256 differs); copy or train the run again")
+        return data
+
     def load_weights(self, network: Any) -> None:
         """Load the weights into a network built from the recipe.
 
         Raises: UserError where they are missing, are not the bytes that were saved, or do not fit.
         """
-        path = self.path(WEIGHTS)
-        if not self.finished or not storage.exists(path):
-            raise UserError(f"run {self.folder}: no weights ({WEIGHTS}); train it again with birdtpu train")
-        if _sha256(storage.read_bytes(path)) != self.info["weights_sha256"]:
-            raise UserError(f"{path}: not the weights that were saved (sha256 differs); copy or train the run again")
-        load_weights(network, path, f"the run's recipe {self.recipe.name}")
+        self.weights()
+        load_weights(network, self.path(WEIGHTS), f"the run's recipe {self.recipe.name}")
 
     def thresholds(self, head: Head) -> dict[str, float]:
         """A threshold a class: the run's saved ones (`thresholds.json`), else the recipe's for this head.

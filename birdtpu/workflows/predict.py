@@ -15,6 +15,7 @@ from birdtpu.data.sources import lookup
 from birdtpu.errors import UserError
 from birdtpu.inference import engine, timeline
 from birdtpu.ops.framing import frame_count
+from birdtpu.publish.places import resolve
 from birdtpu.run import Run, open_run
 from birdtpu.storage import PathLike, paths_of
 
@@ -130,9 +131,17 @@ class Predictor:
 def load(run: PathLike | Run, head: str | None = None) -> Predictor:
     """A finished run, ready to predict.
 
+    Args:
+        run: A run, its folder, or where it is published: `kaggle:owner/slug`.
+        head: `clipwise`, `segmentwise` or `attention`; None: the recipe's.
+
     Raises: UserError where the folder is no finished run or its weights are damaged.
     """
-    return Predictor(run if isinstance(run, Run) else open_run(run), head)
+    return Predictor(_opened(run), head)
+
+
+def _opened(run: PathLike | Run) -> Run:
+    return run if isinstance(run, Run) else open_run(resolve(os.fspath(run)))
 
 
 def audio_files(audio: PathLike | Sequence[PathLike]) -> list[tuple[str, str]]:
@@ -172,7 +181,7 @@ def predict(
     """Score files and write what they hold: a CSV of segments a file, and `failures.csv`.
 
     Args:
-        run: A finished run.
+        run: A finished run, its folder, or `kaggle:owner/slug`.
         audio: Files and folders.
         output: Folder for the results.
         head, threshold: Instead of the run's.
@@ -189,7 +198,7 @@ def predict(
     from birdtpu.inference.outputs import csv as sheets
     from birdtpu.inference.outputs import submission as filling
 
-    run, output = run if isinstance(run, Run) else open_run(run), os.fspath(output)
+    run, output = _opened(run), os.fspath(output)
     names = {path: name for name, path in audio_files(audio)}
     if submission:
         _one_file_a_stem(names)

@@ -5,6 +5,7 @@ here. Requests to the server itself, as STORAGE_EMULATOR_HOST makes them, go to 
 """
 
 import contextlib
+import functools
 import io
 import re
 import socket
@@ -93,12 +94,11 @@ class Server:
         self.received = self.sent = 0
         self.latency_seconds = 0.0
         self._lock = threading.Lock()
-        authority = trustme.CA()
+        authority, certificate = _certificates()
         self.certificate = folder / "ca.pem"
         authority.cert_pem.write_to_path(self.certificate)
         self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        names = ("*.googleapis.com", "*.kaggle.com", "localhost", "www.kaggle.com", "kaggle.com")
-        authority.issue_cert(*names).configure_cert(self.tls)
+        certificate.configure_cert(self.tls)
         self._http = _Http(("127.0.0.1", 0), _Handler)
         self._http.fake = self
         self.port = self._http.server_address[1]
@@ -149,6 +149,13 @@ class Server:
         return reply, kind
 
 
+@functools.cache
+def _certificates() -> tuple[trustme.CA, trustme.LeafCert]:
+    """An authority of this process, and what it vouches for."""
+    authority = trustme.CA()
+    return authority, authority.issue_cert("*.googleapis.com", "*.kaggle.com", "kaggle.com", "localhost")
+
+
 def flipped(data: bytes) -> bytes:
     """One bit turned in the middle."""
     middle = len(data) // 2
@@ -165,6 +172,8 @@ class _Http(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Head and body are two packets, and the second shall not wait for the first one's receipt.
+    disable_nagle_algorithm = True
     server: _Http
     host = ""
 

@@ -1,0 +1,228 @@
+"""Where things lie on Kaggle: `kaggle:owner/slug` and `kaggle:owner/model/framework/variation`."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from birdtpu import storage
+from birdtpu.archive import Damaged, unpack
+from birdtpu.errors import UserError
+from birdtpu.publish.client import Kaggle, KaggleError, fill
+
+PREFIX = "kaggle:"
+_SLUG = r"[A-Za-z0-9][A-Za-z0-9_-]*"
+_DATASET = re.compile(rf"({_SLUG})/({_SLUG})(?:/versions/(\d+))?")
+_MODEL = re.compile(rf"({_SLUG})/({_SLUG})/({_SLUG})/({_SLUG})(?:/(\d+))?")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A data set, or one variation of a model.
+
+    Args:
+        owner, slug: The data set, or the model.
+        framework, variation: Of a model; empty for a data set.
+        version: None: the latest.
+    """
+
+    owner: str
+    slug: str
+    framework: str = ""
+    variation: str = ""
+    version: int | None = None
+
+    def __str__(self) -> str:
+        name = "/".join(part for part in (self.owner, self.slug, self.framework, self.variation) if part)
+        if self.version is None:
+            return PREFIX + name
+        return f"{PREFIX}{name}{'' if self.framework else '/versions'}/{self.version}"
+
+    @property
+    def url(self) -> str:
+        """Its page."""
+        if self.framework:
+            return f"https://www.kaggle.com/models/{self.owner}/{self.slug}/{self.framework}/{self.variation}"
+        return f"https://www.kaggle.com/datasets/{self.owner}/{self.slug}"
+
+    def at(self, version: int) -> "Place":
+        """One version of it."""
+        return replace(self, version=version)
+
+
+def parse(address: str) -> Place:
+    """An address as a place, as Kaggle's own tools write them.
+
+    Raises: UserError where it is none.
+    """
+    text = address.removeprefix(PREFIX)
+    if match := _DATASET.fullmatch(text):
+        return Place(match[1], match[2], version=int(match[3]) if match[3] else None)
+    if match := _MODEL.fullmatch(text):
+        return Place(*match.group(1, 2, 3, 4), version=int(match[5]) if match[5] else None)
+    raise UserError(
+        f"{address}: no address on Kaggle; one is kaggle:owner/slug, kaggle:owner/slug/versions/3, "
+        "or kaggle:owner/model/keras/variation"
+    )
+
+
+def latest_version(kaggle: Kaggle, place: Place) -> int:
+    """The number of its last version that Kaggle shows; 0 where there is none, or none for these credentials.
+
+    Raises: KaggleError.
+    """
+    from kagglesdk.datasets.types.dataset_api_service import ApiGetDatasetRequest
+    from kagglesdk.models.types.model_api_service import ApiGetModelInstanceRequest
+
+    try:
+        if place.framework:
+            asked: Any = fill(ApiGetModelInstanceRequest(), **model_fields(place))
+            instance = kaggle.ask(str(place), lambda c: c.models.model_api_client.get_model_instance(asked))
+            return int(instance.version_number or 0)
+        asked = fill(ApiGetDatasetRequest(), owner_slug=place.owner, dataset_slug=place.slug)
+        dataset = kaggle.ask(str(place), lambda c: c.datasets.dataset_api_client.get_dataset(asked))
+        return int(dataset.current_version_number or 0)
+    except KaggleError as error:
+        if error.status in (403, 404):
+            return 0
+        raise
+
+
+def state(kaggle: Kaggle, place: Place) -> str:
+    """`ready`, `failed`, `deleted`, or what Kaggle still does with a data set's last version. Raises KaggleError."""
+    from kagglesdk.datasets.types.dataset_api_service import ApiGetDatasetStatusRequest
+
+    if place.framework:
+        # A model's version is shown when it is ready.
+        return "ready"
+    asked = fill(ApiGetDatasetStatusRequest(), owner_slug=place.owner, dataset_slug=place.slug)
+    return kaggle.ask(str(place), lambda c: c.datasets.dataset_api_client.get_dataset_status(asked)).status.name.lower()
+
+
+def download(kaggle: Kaggle, place: Place, folder: Path) -> list[str]:
+    """Fetch the files of one version (`place.version`) into a folder, checked by their archive.
+
+    Returns: their names.
+    Raises: KaggleError; UserError where the archive arrived damaged twice, or is hostile.
+    """
+    packed = folder / ".download"
+    for last in (False, True):
+        kaggle.download(str(place), lambda client: _archive(client, place, ""), packed, _fits(folder, str(place)))
+        try:
+            return unpack(packed, folder)
+        except Damaged:
+            if last:
+                raise
+        finally:
+            packed.unlink(missing_ok=True)
+    raise AssertionError
+
+
+def read(kaggle: Kaggle, place: Place, name: str) -> bytes:
+    """One small file of a version. Raises KaggleError, with status 404 where there is none."""
+    return kaggle.ask(f"{place}/{name}", lambda client: _archive(client, place, name).content)
+
+
+def resolve(address: str, env: Mapping[str, str] | None = None, root: Path = Path("/")) -> str:
+    """A folder or `gs://` path for an address; what is neither on Kaggle nor given is returned as it is.
+
+    `kaggle:owner/slug` is `/kaggle/input/...` on a Kaggle machine that has it attached, the path behind `=` where one
+    is given (`kaggle:owner/slug=gs://kds-...`), else it is downloaded once a version.
+
+    Args:
+        address: A path, or an address on Kaggle.
+        env, root: Where the cache's place is told, and where `kaggle/input` lies.
+
+    Raises: UserError where it is no address or not there.
+    """
+    if not address.startswith(PREFIX):
+        return address
+    name, _, given = address.partition("=")
+    place = parse(name)
+    if attached := _attached(place, root):
+        return str(attached)
+    if given:
+        return given
+    with Kaggle(anonymous=True) as kaggle:
+        version = place.version or latest_version(kaggle, place)
+        if not version:
+            raise UserError(
+                f"{place}: not there, or not for {kaggle.user or 'a call without credentials'}; look at {place.url}"
+            )
+        return str(_cached(kaggle, place.at(version), os.environ if env is None else env))
+
+
+def _cached(kaggle: Kaggle, place: Place, env: Mapping[str, str]) -> Path:
+    """The folder that holds a version, fetched if it is not there yet."""
+    home = Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache", "birdtpu", "kaggle")
+    names = [part for part in (place.owner, place.slug, place.framework, place.variation) if part]
+    folder = home.joinpath(*names, str(place.version))
+    if not folder.is_dir():
+        # Under another name until it is whole; what an interrupted call fetched is taken over.
+        growing = folder.with_name(f".{folder.name}.growing")
+        with storage.locked(growing):
+            if not folder.is_dir():
+                download(kaggle, place, growing)
+                os.replace(growing, folder)
+    return folder
+
+
+def _attached(place: Place, root: Path) -> Path | None:
+    """Where Kaggle shows a data set or model that is attached to the notebook."""
+    home = root / "kaggle" / "input"
+    version = str(place.version or "")
+    if place.framework:
+        folders = [home / place.slug / place.framework / place.variation]
+        folders.append(home / "models" / place.owner / place.slug / place.framework / place.variation)
+        found = [
+            folder for parent in folders if parent.is_dir() for folder in parent.iterdir() if folder.name.isdigit()
+        ]
+        found = [folder for folder in found if version in ("", folder.name)]
+        return max(found, key=lambda folder: int(folder.name), default=None)
+    # A notebook shows the version that it was attached with, and not its number.
+    return next((f for f in (home / "datasets" / place.owner / place.slug, home / place.slug) if f.is_dir()), None)
+
+
+def _archive(client: Any, place: Place, name: str) -> Any:
+    """The response whose body is a version's archive, or one file of it."""
+    from kagglesdk.datasets.types.dataset_api_service import ApiDownloadDatasetRequest
+    from kagglesdk.models.types.model_api_service import ApiDownloadModelInstanceVersionRequest
+
+    if place.framework:
+        asked: Any = fill(ApiDownloadModelInstanceVersionRequest(), version_number=place.version, **model_fields(place))
+        if name:
+            asked.path = name
+        return client.models.model_api_client.download_model_instance_version(asked)
+    asked = fill(ApiDownloadDatasetRequest(), owner_slug=place.owner, dataset_slug=place.slug)
+    asked.dataset_version_number = place.version
+    if name:
+        asked.file_name = name
+    return client.datasets.dataset_api_client.download_dataset(asked)
+
+
+def model_fields(place: Place) -> dict[str, Any]:
+    """A variation as the client's requests want it. Raises UserError for a framework that Kaggle does not know."""
+    from kagglesdk.models.types.model_enums import ModelFramework
+
+    names = {entry.name.removeprefix("MODEL_FRAMEWORK_").replace("_", "").lower(): entry for entry in ModelFramework}
+    framework = names.get(place.framework.replace("_", "").lower())
+    if framework is None:
+        raise UserError(f"{place}: Kaggle knows no framework {place.framework}; birdtpu's weights are keras")
+    return {
+        "owner_slug": place.owner, "model_slug": place.slug, "framework": framework, "instance_slug": place.variation,
+    }  # fmt: skip
+
+
+def _fits(folder: Path, place: str) -> Any:
+    """Raises UserError where a download does not fit the disk."""
+    import shutil
+
+    def check(size: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        if size > free:
+            raise UserError(f"{place}: {size / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free")
+
+    return check
