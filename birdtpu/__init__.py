@@ -5,6 +5,9 @@ The public names load on first use; importing the package loads no framework.
 
 from typing import TYPE_CHECKING, Any
 
+# Before anybody imports TensorFlow: how it reads gs:// is settled there.
+from birdtpu import storage as _storage  # noqa: F401
+
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:

@@ -62,8 +62,8 @@ def unpack(
         say: Wraps the members in a progress bar, given their number.
 
     Returns: the names of the files, relative to the folder.
-    Raises: Damaged; UserError where the archive would write outside of the folder, holds links or devices, or would grow
-        beyond reason or the disk. Nothing is written then, but where damage only shows in the middle of a file.
+    Raises: Damaged; UserError where the archive would write outside of the folder, holds links or devices, or would
+        grow beyond reason or the disk. Nothing is written then, but where damage only shows in the middle of a file.
     """
     path, target = Path(archive), Path(folder)
     with _opened(path) as (members, read):

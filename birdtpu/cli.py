@@ -21,11 +21,13 @@ app = typer.Typer(
 )
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name or the path of a .toml file.")]
-RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")]
+RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or kaggle:owner/slug.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Change the recipe; may be repeated.")
 ]
-Data = Annotated[list[str], typer.Option(metavar="DIR", help="A prepared folder; may be repeated.")]
+Data = Annotated[
+    list[str], typer.Option(metavar="DIR", help="A prepared folder, gs:// or kaggle:owner/slug; may be repeated.")
+]
 Strict = Annotated[bool, typer.Option(help="Exit with 1 where a file could not be used or is not there.")]
 Backend = Annotated[str | None, typer.Option(help="tensorflow or jax; else KERAS_BACKEND, else what is installed.")]
 Tpu = Annotated[bool, typer.Option("--tpu", help="Train on a TPU, and on nothing else.")]
@@ -154,7 +156,8 @@ def evaluate(
     from birdtpu.workflows.evaluate import evaluate as call
 
     if output is None:
-        output = f"{run}/evaluation" + (f"-{Path(audio).resolve().name}" if audio else "")
+        home = "." if run.startswith("kaggle:") else run
+        output = f"{home}/evaluation" + (f"-{Path(audio).resolve().name}" if audio else "")
     found, failures = call(run, audio=audio, table=table, data=data, by=by, head=head, output=output)
     if json:
         write_json(found.result, json)
@@ -197,6 +200,29 @@ def publish(
     done = call(open_run(run), to, model=model, title=title, licence=licence, public=public)
     typer.echo(f"{done.place}: {'there and whole' if done.sent else 'there already, nothing was sent'}")
     typer.echo(f"birdtpu predict {done.place} recordings/ --output timelines/")
+
+
+@app.command()
+def fetch(
+    source: Annotated[str, typer.Argument(metavar="COMPETITION", help="Its name, or kaggle:owner/slug.")],
+    output: Annotated[str, typer.Option(metavar="DIR", help="A folder for its files.")],
+) -> None:
+    """Download a competition's recordings from Kaggle, checked and unpacked."""
+    from birdtpu.workflows.fetch import fetch as call
+
+    typer.echo(f"{output}: {call(source, output)} files of {source}")
+
+
+@app.command()
+def submit(
+    competition: Annotated[str, typer.Argument(help="Its name as in its address.")],
+    file: Annotated[str, typer.Argument(metavar="CSV", help="What predict --submission wrote.")],
+    message: Annotated[str, typer.Option(help="Shown beside the submission.")] = "",
+) -> None:
+    """Send a submission.csv to a Kaggle competition."""
+    from birdtpu.workflows.fetch import submit as call
+
+    typer.echo(call(competition, file, message))
 
 
 @app.command()

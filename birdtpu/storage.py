@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import re
+import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,12 @@ from typing import IO, Any
 from birdtpu.errors import UserError
 
 PathLike = str | os.PathLike[str]
+
+# By itself TensorFlow fetches 64 MiB of a gs:// file for whatever is read of it. It looks here when it is imported:
+# what is larger than this is fetched as it is asked for.
+_READ_AHEAD = "GCS_READAHEAD_BUFFER_SIZE_BYTES"
+TENSORFLOW_CAME_FIRST = "tensorflow" in sys.modules and _READ_AHEAD not in os.environ
+os.environ.setdefault(_READ_AHEAD, str(1 << 20))
 
 # The names that `atomic_write` writes under.
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
@@ -29,6 +36,16 @@ def paths_of(given: PathLike | Sequence[PathLike]) -> list[str]:
 def is_remote(path: str | os.PathLike) -> bool:
     """Whether `path` lies on Google Cloud Storage."""
     return str(path).startswith("gs://")
+
+
+def gone(path: str | os.PathLike) -> str:
+    """Why a bucket that Kaggle lends is not there any more, and how to get today's; empty for other paths."""
+    if not str(path).startswith("gs://kds-"):
+        return ""
+    return (
+        "Kaggle moves a data set's bucket about once a week; in a Kaggle notebook "
+        "`from kaggle_datasets import KaggleDatasets; KaggleDatasets().get_gcs_path('NAME')` tells today's"
+    )
 
 
 def join(base: str | os.PathLike, *parts: str) -> str:
@@ -50,7 +67,8 @@ def _gfile(path: str | os.PathLike) -> Iterator[Any]:
     except errors.NotFoundError as error:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
     except errors.OpError as error:
-        raise UserError(f"{path}: {(error.message.strip().splitlines() or ['no reason given'])[0]}") from error
+        reason = (error.message.strip().splitlines() or ["no reason given"])[0]
+        raise UserError(f"{path}: {'; '.join(filter(None, [reason, gone(path)]))}") from error
 
 
 def exists(path: str | os.PathLike) -> bool:
@@ -90,9 +108,15 @@ def remove(path: str | os.PathLike) -> None:
 def read_bytes(path: str | os.PathLike, offset: int = 0, length: int = -1) -> bytes:
     """A file's bytes: `length` of them from `offset`, or all that follow."""
     if is_remote(path):
-        with _gfile(path) as gfile, gfile.GFile(str(path), "rb") as file:
-            file.seek(offset)
-            return file.read(length)
+        with _gfile(path) as gfile:
+            if not offset and length < 0:
+                # One request, however large it is.
+                from tensorflow import io  # pyright: ignore
+
+                return io.read_file(str(path)).numpy()
+            with gfile.GFile(str(path), "rb") as file:
+                file.seek(offset)
+                return file.read(length)
     with open(path, "rb") as file:
         file.seek(offset)
         return file.read(length)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -91,6 +92,11 @@ def batches(
     if not training:
         steps = min(-(-len(plan) // batch_size), steps if steps is not None else len(plan))
     remote = any(storage.is_remote(path) for path in shelf.paths)
+    if remote and storage.TENSORFLOW_CAME_FIRST:
+        warnings.warn(
+            "TensorFlow was imported before birdtpu, and so fetches 64 MiB for every record: import birdtpu first",
+            stacklevel=2,
+        )
     parallel = threads or (REMOTE_READS if remote else 2 * (os.cpu_count() or 1))
     jobs = _jobs(plan, shelf, place, clip_samples, batch_size, seed, training)
     with named_errors(data):

@@ -118,6 +118,9 @@ def _sealed(content: dict[str, Any]) -> bytes:
     return (json.dumps({**content, "crc32c": checksum(body.encode())}, indent=1, ensure_ascii=True) + "\n").encode()
 
 
+_UNFINISHED = "is {} the finished output of `birdtpu prepare`?"
+
+
 def load_manifest(folder: str | os.PathLike) -> dict[str, Any]:
     """A prepared folder's manifest.
 
@@ -128,7 +131,7 @@ def load_manifest(folder: str | os.PathLike) -> dict[str, Any]:
     """
     path = storage.join(folder, MANIFEST)
     if not storage.exists(path):
-        raise UserError(f"{path}: not there; is {folder} the finished output of `birdtpu prepare`?")
+        raise UserError(f"{path}: not there; {storage.gone(path) or _UNFINISHED.format(folder)}")
     data = storage.read_bytes(path)
     try:
         content = json.loads(data)

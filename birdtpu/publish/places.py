@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from birdtpu import storage
 from birdtpu.archive import Damaged, unpack
 from birdtpu.errors import UserError
 from birdtpu.publish.client import Kaggle, KaggleError, fill
+from birdtpu.storage import PathLike, paths_of
 
 PREFIX = "kaggle:"
 _SLUG = r"[A-Za-z0-9][A-Za-z0-9_-]*"
@@ -109,7 +111,7 @@ def download(kaggle: Kaggle, place: Place, folder: Path) -> list[str]:
     """
     packed = folder / ".download"
     for last in (False, True):
-        kaggle.download(str(place), lambda client: _archive(client, place, ""), packed, _fits(folder, str(place)))
+        kaggle.download(str(place), lambda client: _archive(client, place, ""), packed, fits(folder, str(place)))
         try:
             return unpack(packed, folder)
         except Damaged:
@@ -152,6 +154,11 @@ def resolve(address: str, env: Mapping[str, str] | None = None, root: Path = Pat
                 f"{place}: not there, or not for {kaggle.user or 'a call without credentials'}; look at {place.url}"
             )
         return str(_cached(kaggle, place.at(version), os.environ if env is None else env))
+
+
+def data_folders(data: PathLike | Sequence[PathLike]) -> list[str]:
+    """Prepared folders, wherever they lie: one path or several, each as `resolve` has it."""
+    return [resolve(path) for path in paths_of(data)]
 
 
 def _cached(kaggle: Kaggle, place: Place, env: Mapping[str, str]) -> Path:
@@ -215,9 +222,8 @@ def model_fields(place: Place) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _fits(folder: Path, place: str) -> Any:
-    """Raises UserError where a download does not fit the disk."""
-    import shutil
+def fits(folder: Path, place: str) -> Callable[[int], None]:
+    """What raises a UserError where a download of so many bytes does not fit the disk."""
 
     def check(size: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -12,9 +12,10 @@ from birdtpu.data import plan as planning
 from birdtpu.errors import UserError
 from birdtpu.evaluation.evaluate import Evaluation, evaluate_recordings
 from birdtpu.evaluation.report import write_report
+from birdtpu.publish.places import data_folders
 from birdtpu.recipe import Recipe, recipe_of
 from birdtpu.run import Run, is_finished, open_run
-from birdtpu.storage import PathLike, paths_of
+from birdtpu.storage import PathLike
 from birdtpu.workflows.evaluate import clip_scores, held_out, of_known_species
 from birdtpu.workflows.predict import load
 from birdtpu.workflows.train import data_info, open_prepared, train, with_folds
@@ -46,7 +47,7 @@ def cross_validate(
     Raises: UserError, before anything is trained, where there is no fold to test, or a fold's run is of another recipe,
         of other data or of other folds.
     """
-    recipe, folders, run = recipe_of(recipe, settings), paths_of(data), os.fspath(run)
+    recipe, folders, run = recipe_of(recipe, settings), data_folders(data), os.fspath(run)
     recordings = with_folds(recipe, open_prepared(recipe, folders).tables.recordings)
     homes = {fold: storage.join(run, f"fold-{fold}") for fold in _tested_folds(recordings)}
     finished = [fold for fold, home in homes.items() if _is_finished(home, fold, recipe, folders, recordings)]

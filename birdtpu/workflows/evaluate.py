@@ -19,9 +19,10 @@ from birdtpu.evaluation.truth import files_of, rows_from_annotations
 from birdtpu.inference import engine
 from birdtpu.inference.outputs.csv import write_failures
 from birdtpu.inference.timeline import row_scores
+from birdtpu.publish.places import data_folders
 from birdtpu.run import Run
 from birdtpu.species import ClassList
-from birdtpu.storage import PathLike, paths_of
+from birdtpu.storage import PathLike
 from birdtpu.workflows.predict import Predictor, load, reason_of
 from birdtpu.workflows.train import Prepared, open_prepared
 
@@ -107,7 +108,9 @@ def held_out(
 ) -> tuple[tables.Tables, dict[str, engine.Scores], list[tuple[str, str]]]:
     """The tested fold's tables and scores, from the shards."""
     run = predictor.run
-    folders = paths_of(data or run.info["data"])
+    if not storage.exists(run.path("plan.csv")):
+        raise UserError(f"run {run.folder}: was published without its plan; give --audio a labelled folder")
+    folders = data_folders(data or run.info["data"])
     plan = planning.load_plan(run.path("plan.csv"))
     names = set(plan.loc[plan["role"] == "test", "record"].str.rsplit("/", n=1).str[0])
     if not names:

@@ -19,10 +19,11 @@ from birdtpu.data import folds as folding
 from birdtpu.data import plan as planning
 from birdtpu.data import shards, tables
 from birdtpu.errors import UserError
+from birdtpu.publish.places import data_folders
 from birdtpu.recipe import Recipe, Train, recipe_of
 from birdtpu.run import Run, is_finished
 from birdtpu.species import ClassList
-from birdtpu.storage import PathLike, paths_of
+from birdtpu.storage import PathLike
 from birdtpu.training.machine import prepare_for_tpu
 
 _NO_MEMORY = "the device has no memory for a step: raise train.accumulate, or lower train.batch_size"
@@ -59,8 +60,8 @@ def train(
 
     Args:
         recipe: A recipe, its name or its path.
-        data: Folder or folders that `prepare` wrote.
-        run: The run folder; one that holds a finished run is an error.
+        data: Folder or folders that `prepare` wrote: local, `gs://`, or `kaggle:owner/slug`.
+        run: The run folder, local or `gs://`; one that holds a finished run is an error.
         fold: The fold that is held out; None trains on everything.
         settings: Changes to the recipe, as `table.key=value`.
         tpu: Train on a TPU, and on nothing else.
@@ -71,7 +72,7 @@ def train(
     Raises: UserError where recipe, data, fold and the folder's checkpoint do not fit each other, or a TPU is wanted
         and cannot be had; `training.loop.Stopped` at SIGTERM or Ctrl-C, when all is saved.
     """
-    recipe, folders, run = recipe_of(recipe, settings), paths_of(data), os.fspath(run)
+    recipe, folders, run = recipe_of(recipe, settings), data_folders(data), os.fspath(run)
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError("training reads its shards by TensorFlow, on either backend: pip install 'birdtpu[cpu]'")
     if tpu:

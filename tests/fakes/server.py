@@ -196,6 +196,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile, self.wfile = io.BytesIO(), io.BytesIO()
 
     def _serve(self) -> None:
+        # A client that waits for the receipt of its head before it sends the body shall not wait long.
+        with contextlib.suppress(OSError):
+            self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         body = self._chunks() if self.headers.get("Transfer-Encoding") == "chunked" else self._body()
         parts = urlsplit(self.path)
         path = "/".join(unquote(part).replace("/", "%2F") for part in parts.path.split("/"))

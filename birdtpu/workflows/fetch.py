@@ -1,0 +1,164 @@
+"""Competition audio from Kaggle, and submissions back."""
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from birdtpu import storage
+from birdtpu.archive import Damaged, unpack
+from birdtpu.errors import UserError
+from birdtpu.publish import places
+from birdtpu.publish.client import Kaggle, KaggleError, fill
+from birdtpu.storage import PathLike
+
+# Tells a folder that is whole; its dot keeps `prepare` from taking it for a table.
+DONE = ".fetched.json"
+_SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
+
+
+def fetch(source: str, folder: PathLike) -> int:
+    """Download a competition's files, or a data set's, into a folder that `prepare` reads.
+
+    An interrupted call goes on where it was; one for a folder that is whole does nothing.
+
+    Args:
+        source: A competition's name as in its address, or `kaggle:owner/slug`.
+        folder: Made if need be.
+
+    Returns: how many files were fetched.
+    Raises: UserError where the folder holds something else, the disk is too small or the archive is hostile;
+        KaggleError where Kaggle does not give it.
+    """
+    home = Path(folder)
+    place = places.parse(source) if source.startswith(places.PREFIX) else None
+    if place is None and not _SLUG.fullmatch(source):
+        raise UserError(
+            f"{source}: no competition; give its name as in its address (birdclef-2026), or kaggle:owner/slug"
+        )
+    with storage.locked(home):
+        held = _fetched(home)
+        if held and held["source"] != source:
+            raise UserError(f"{home}: holds {held['source']}; give another folder")
+        if held:
+            return int(held["files"])
+        with Kaggle(anonymous=place is not None) as kaggle:
+            if place is None:
+                names = _competition(kaggle, source, home)
+            else:
+                version = place.version or places.latest_version(kaggle, place)
+                if not version:
+                    raise UserError(f"{place}: not there, or not yours to read; look at {place.url}")
+                names = places.download(kaggle, place.at(version), home)
+        content = {"source": source, "files": len(names)}
+        storage.write_text(home / DONE, json.dumps(content) + "\n")
+    return len(names)
+
+
+def submit(competition: str, file: PathLike, message: str = "") -> str:
+    """Send a submission.csv to a competition, once.
+
+    Args:
+        competition: Its name as in its address.
+        file: What `predict --submission` wrote.
+        message: Shown beside the submission; the file's checksum is added, by which it is found again.
+
+    Returns: what Kaggle says.
+    Raises: UserError where there is no such file; KaggleError where it was not taken, or nobody can know.
+    """
+    path = Path(file)
+    if not path.is_file() or not path.stat().st_size:
+        raise UserError(f"{path}: no such file, or an empty one; birdtpu predict --submission writes one")
+    from kagglesdk.competitions.types.competition_api_service import (
+        ApiCreateSubmissionRequest,
+        ApiStartSubmissionUploadRequest,
+    )
+
+    checksum = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    message = f"{message} [{checksum}]".strip()
+    about = {"competition_name": competition}
+    size, changed = path.stat().st_size, int(path.stat().st_mtime)
+    with Kaggle() as kaggle, _rules(competition):
+        begin = fill(ApiStartSubmissionUploadRequest(), **about, file_name=path.name, content_length=size)
+        begin.last_modified_epoch_seconds = changed
+        begun = kaggle.ask(competition, lambda c: c.competitions.competition_api_client.start_submission_upload(begin))
+        kaggle.upload(path.name, path, begun.create_url)
+        request = fill(ApiCreateSubmissionRequest(), **about, blob_file_tokens=begun.token)
+        request.submission_description = message
+        try:
+            answer = kaggle.make(
+                competition, lambda c: c.competitions.competition_api_client.create_submission(request)
+            )
+            return answer.message or "sent"
+        except KaggleError as error:
+            if not error.unknown:
+                raise
+            if checksum in "\n".join(_submitted(kaggle, competition)):
+                return f"sent to {competition} (the reply was lost, but Kaggle lists it)"
+            raise KaggleError(
+                f"{competition}: it is not known whether the submission arrived ({error}); Kaggle does not list it. "
+                f"Look at https://www.kaggle.com/competitions/{competition}/submissions before you send it again",
+                0,
+            ) from None
+
+
+def _submitted(kaggle: Kaggle, competition: str) -> list[str]:
+    """The messages of the last submissions."""
+    from kagglesdk.competitions.types.competition_api_service import ApiListSubmissionsRequest
+
+    request = fill(ApiListSubmissionsRequest(), competition_name=competition)
+    found = kaggle.ask(competition, lambda c: c.competitions.competition_api_client.list_submissions(request))
+    return [submission.description or "" for submission in found.submissions]
+
+
+def _competition(kaggle: Kaggle, name: str, folder: Path) -> list[str]:
+    from kagglesdk.competitions.types.competition_api_service import ApiDownloadDataFilesRequest
+
+    request = fill(ApiDownloadDataFilesRequest(), competition_name=name)
+    packed = folder / ".download"
+    with _rules(name):
+        if not packed.is_file():
+            # An archive that stands there whole was being unpacked.
+            kaggle.download(
+                name,
+                lambda client: client.competitions.competition_api_client.download_data_files(request),
+                packed,
+                places.fits(folder, name),
+            )
+    try:
+        names = unpack(packed, folder, say=_bar)
+    except Damaged:
+        packed.unlink(missing_ok=True)
+        raise
+    packed.unlink()
+    return names
+
+
+@contextlib.contextmanager
+def _rules(competition: str) -> Iterator[None]:
+    """Tell whoever has not accepted a competition's rules where they are."""
+    try:
+        yield
+    except KaggleError as error:
+        if error.status != 403:
+            raise
+        where = f"https://www.kaggle.com/competitions/{competition}/rules"
+        raise KaggleError(f"{error} Accept its rules at {where}", 403) from None
+
+
+def _fetched(folder: Path) -> dict[str, Any]:
+    """What stands whole in a folder; empty where nothing does."""
+    try:
+        held = json.loads((folder / DONE).read_text("utf-8"))
+        return {"source": str(held["source"]), "files": int(held["files"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _bar(members: Iterable, count: int) -> Iterable:
+    from tqdm.auto import tqdm
+
+    return tqdm(members, total=count, unit=" files", disable=None)
