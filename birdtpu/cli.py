@@ -203,6 +203,25 @@ def publish(
 
 
 @app.command()
+def bundle(
+    run: RunFolder,
+    to: Annotated[str, typer.Option(metavar="OWNER/SLUG", help="The data set that it shall be.")],
+    competition: Annotated[str, typer.Option(help="Whose recordings are scored: its name as in its address.")],
+    output: Annotated[str, typer.Option(metavar="DIR", help="For dataset/ and kernel/.")],
+) -> None:
+    """Write what a Kaggle notebook without internet needs to predict."""
+    from birdtpu.publish.bundle import bundle as call
+    from birdtpu.publish.send import check_limits, target
+    from birdtpu.run import open_run
+
+    opened = open_run(run)
+    place = target(to, False, opened.recipe.name)
+    check_limits(place)
+    data, kernel = call(opened, Path(output), place, competition=competition)
+    typer.echo(f"kaggle datasets create -p {data}\nkaggle kernels push -p {kernel}")
+
+
+@app.command()
 def fetch(
     source: Annotated[str, typer.Argument(metavar="COMPETITION", help="Its name, or kaggle:owner/slug.")],
     output: Annotated[str, typer.Option(metavar="DIR", help="A folder for its files.")],

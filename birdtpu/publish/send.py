@@ -64,7 +64,7 @@ def publish(
     """
     place = target(to, model, run.recipe.name)
     about = {"title": title or default_title(place), "licence": licence, "private": not public}
-    _check_limits(place, about)
+    check_limits(place, about["title"], licence)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "release")
         folder.mkdir()
@@ -106,15 +106,16 @@ def default_title(place: Place) -> str:
     return words if len(words) >= 6 else f"{words} birdtpu"
 
 
-def _check_limits(place: Place, about: dict[str, Any]) -> None:
+def check_limits(place: Place, title: str = "birdtpu", licence: str = "other") -> None:
+    """Raises UserError where Kaggle would refuse a name."""
     if not 6 <= len(place.slug) <= 50 and not place.framework:
         raise UserError(f"--to {place}: a data set's slug has 6 to 50 characters, {place.slug} has {len(place.slug)}")
     if not re.fullmatch(r"[a-z0-9-]+", place.slug):
         raise UserError(f"--to {place}: a slug has small letters, digits and hyphens")
-    if not 6 <= len(about["title"]) <= 50:
-        raise UserError(f"--title: Kaggle takes 6 to 50 characters, {about['title']!r} has {len(about['title'])}")
-    if about["licence"] not in release.LICENCES:
-        raise UserError(f"--licence {about['licence']}: one of {', '.join(release.LICENCES)}")
+    if not 6 <= len(title) <= 50:
+        raise UserError(f"--title: Kaggle takes 6 to 50 characters, {title!r} has {len(title)}")
+    if licence not in release.LICENCES:
+        raise UserError(f"--licence {licence}: one of {', '.join(release.LICENCES)}")
 
 
 def _upload(kaggle: Kaggle, path: Path, model: bool) -> Any:

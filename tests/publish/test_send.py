@@ -17,33 +17,14 @@ from birdtpu.models.build import SoundEventModel
 from birdtpu.publish import places, release
 from birdtpu.publish.client import Kaggle, KaggleError
 from birdtpu.publish.send import publish, target
-from birdtpu.recipe import load_recipe
 from birdtpu.run import WEIGHTS, Run, open_run
-from birdtpu.species import ClassList
 from tests.fakes import kaggle as fakes
 from tests.fakes.kaggle import CANARIES, Version, kaggle
 from tests.fakes.server import Fault
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ["frontend.n_mels=32", "model.features=8", "audio.clip_seconds=2.0", "predict.hop_seconds=1.0"]
 TO = f"{fakes.USER}/dawn-chorus"
 FAST = {"wait_seconds": 20.0, "unconfirmed_seconds": 3.0}
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A finished run of two species, with an evaluation."""
-    folder = tmp_path_factory.mktemp("run") / "mine"
-    recipe = load_recipe("quickstart", TINY)
-    classes = ClassList(("eurbla", "eurrob1"), ("Turdus merula", "Erithacus rubecula"), ("Blackbird", "Robin"))
-    info = {"version": "1", "data": ["/home/alice/secret/prepared"], "data_crc32c": ["0"], "fold": "0"}
-    made = Run(str(folder), recipe, classes, {**info, "backend": "tensorflow"})
-    made = made.save_weights(SoundEventModel(recipe, 2, weights="none").network)
-    (folder / "evaluation").mkdir()
-    score = {"value": 0.912, "low": 0.8, "high": 0.97}
-    content = {"macro_average_precision": score, "n_recordings": 36}
-    (folder / "evaluation" / "metrics.json").write_text(json.dumps(content))
-    return made
 
 
 @pytest.fixture
