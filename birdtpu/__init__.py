@@ -13,7 +13,7 @@ __version__ = "0.1.0.dev0"
 if TYPE_CHECKING:
     from birdtpu.workflows.cross_validate import cross_validate
     from birdtpu.workflows.evaluate import evaluate
-    from birdtpu.workflows.predict import load
+    from birdtpu.workflows.predict import load, predict
     from birdtpu.workflows.prepare import prepare
     from birdtpu.workflows.train import train
 
@@ -21,11 +21,12 @@ _HOMES = {
     "cross_validate": "birdtpu.workflows.cross_validate",
     "evaluate": "birdtpu.workflows.evaluate",
     "load": "birdtpu.workflows.predict",
+    "predict": "birdtpu.workflows.predict",
     "prepare": "birdtpu.workflows.prepare",
     "train": "birdtpu.workflows.train",
 }
 
-__all__ = ["__version__", "cross_validate", "evaluate", "load", "prepare", "train"]
+__all__ = ["__version__", "cross_validate", "evaluate", "load", "predict", "prepare", "train"]
 
 
 def __getattr__(name: str) -> Any:

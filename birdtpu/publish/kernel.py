@@ -39,10 +39,10 @@ def main() -> None:
     sys.path.insert(0, str(SITE))
     if "KERAS_BACKEND" not in os.environ and not importlib.util.find_spec("tensorflow"):
         os.environ["KERAS_BACKEND"] = "jax"
-    from birdtpu.workflows.predict import predict
+    import birdtpu
 
     output = Path(tempfile.mkdtemp())
-    count, failures = predict(str(data), folders, output, submission=sample)
+    count, failures = birdtpu.predict(str(data), folders, output, submission=sample)
     for name, reason in failures:
         print(f"{name}: {reason}")
     shutil.copyfile(output / "submission.csv", "submission.csv")
