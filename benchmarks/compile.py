@@ -37,6 +37,8 @@ def main() -> None:
                 done = subprocess.run(
                     command, capture_output=True, text=True, env={**os.environ, "KERAS_BACKEND": backend}
                 )
+                if done.returncode < 0:
+                    raise SystemExit(f"{name}: ended by signal {-done.returncode}; run it again")
                 lines = (done.stdout + done.stderr).splitlines()
                 found[name] = json.loads(out.read_text()) if out.exists() else {"refused": lines[-1] if lines else ""}
             print(f"{name}\n{done.stdout}{done.stderr[-500:]}", flush=True)

@@ -1,4 +1,4 @@
-"""gcs_tools against a bucket in memory, 50 ms away: speed beside a plain loop, and uploads that are killed.
+"""A bucket in memory, 50 ms away: gcs_tools beside a plain loop, uploads that are killed, shards read in training.
 
 python benchmarks/gcs.py --json FILE [--shards 200] [--megabytes 4] [--latency-ms 50] [--kills 50]
 
@@ -118,6 +118,70 @@ def speed(bucket: Bucket, work: Path, shards: int, size: int, latency: float, tu
     return found
 
 
+def reading(bucket: Bucket, work: Path, seconds: int, latency: float, turns: int) -> dict[str, Any]:
+    """Shards of 4 MB back through the training pipeline, beside the bare client's loop over the same objects."""
+    import numpy as np
+    import soundfile
+    from google.cloud import storage
+
+    import gcs_tools
+    from birdtpu.data import pipeline
+    from birdtpu.data.prepare import prepare
+    from birdtpu.data.tables import read_tables
+    from birdtpu.recipe import load_recipe
+    from birdtpu.workflows.train import make_plan, open_prepared
+
+    recipe = load_recipe("quickstart", ["balance.up_to=0"])
+    rate = recipe.audio.sample_rate
+    for i in range(seconds // 60):
+        path = work / "noise" / f"species{i % 4}" / f"{i}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, np.random.default_rng(i).normal(0, 0.1, 60 * rate), rate)
+    prepare(
+        read_tables(str(work / "noise"), None, data_set="noise", taxonomy=None),
+        {"noise": work / "noise"},
+        work / "prepared",
+        sample_rate=rate,
+        record_seconds=recipe.audio.record_seconds,
+        workers=2,
+        shard_bytes=4_000_000,
+    )
+    bucket.ask("clear")
+    gcs_tools.push(work / "prepared", "gs://bucket/prepared")
+    bucket.ask("latency", latency)
+    prepared = open_prepared(recipe, ["gs://bucket/prepared"])
+    classes, plan, _ = make_plan(recipe, prepared, None)
+    plan = plan[plan["role"] == "train"].reset_index(drop=True)
+    lengths = prepared.records.set_index("record")["length"]
+    useful = int(lengths[plan["record"]].sum())
+
+    def through_the_pipeline() -> None:
+        for _ in pipeline.batches(
+            "gs://bucket/prepared", plan, classes, clip_samples=recipe.source_samples, batch_size=32, training=False,
+            pcm16=True,
+        ):  # fmt: skip
+            pass
+
+    def bare() -> None:
+        client = storage.Client(project="none")
+        for blob in client.list_blobs("bucket", prefix="prepared/shards/"):
+            blob.download_as_bytes()
+
+    through_the_pipeline()
+    rows = []
+    for _ in range(turns):
+        ours, theirs = timed(bucket, through_the_pipeline), timed(bucket, bare)
+        ours["bytes_per_second"], theirs["bytes_per_second"] = (
+            useful / ours["seconds"],
+            int(lengths.sum()) / theirs["seconds"],
+        )
+        rows.append({"pipeline": ours, "bare_client": theirs})
+        print(json.dumps(rows[-1]), flush=True)
+    bucket.ask("latency", 0.0)
+    ratios = [row["pipeline"]["bytes_per_second"] / row["bare_client"]["bytes_per_second"] for row in rows]
+    return {"clips": len(plan), "record_bytes_read": useful, "turns": rows, "of_bare_client": statistics.median(ratios)}
+
+
 def kills(bucket: Bucket, work: Path, count: int) -> dict[str, Any]:
     """SIGKILL a push at random moments; what is there in the end must be what one push alone leaves."""
     folder = work / "killed"
@@ -157,6 +221,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=200)
     parser.add_argument("--megabytes", type=int, default=4)
     parser.add_argument("--latency-ms", type=float, default=50)
+    parser.add_argument("--minutes", type=int, default=30, help="of audio that is read back")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--kills", type=int, default=50)
     args = parser.parse_args()
@@ -167,8 +232,9 @@ def main() -> None:
         os.environ.pop("STORAGE_EMULATOR_HOST", None)
         root = str(Path(__file__).resolve().parents[1])
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        found = {"kills": kills(bucket, work, args.kills)}
-        print(json.dumps(found), flush=True)
+        found: dict[str, Any] = {"reading": reading(bucket, work, args.minutes * 60, args.latency_ms / 1e3, args.turns)}
+        found["kills"] = kills(bucket, work, args.kills)
+        print(json.dumps(found["kills"]), flush=True)
         found["speed"] = speed(bucket, work, args.shards, args.megabytes * 1_000_000, args.latency_ms / 1e3, args.turns)
         args.json.write_text(json.dumps(found, indent=1) + "\n")
         print(json.dumps({key: value for key, value in found["speed"].items() if key != "turns"}, indent=1))
