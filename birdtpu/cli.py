@@ -194,10 +194,11 @@ def publish(
     public: Annotated[bool, typer.Option("--public", help="Show to everybody what is made the first time.")] = False,
 ) -> None:
     """Publish a run's weights, recipe and scores as a new version on Kaggle."""
+    from birdtpu.publish.places import resolve
     from birdtpu.publish.send import publish as call
     from birdtpu.run import open_run
 
-    done = call(open_run(run), to, model=model, title=title, licence=licence, public=public)
+    done = call(open_run(resolve(run)), to, model=model, title=title, licence=licence, public=public)
     typer.echo(f"{done.place}: {'there and whole' if done.sent else 'there already, nothing was sent'}")
     typer.echo(f"birdtpu predict {done.place} recordings/ --output timelines/")
 
@@ -211,10 +212,11 @@ def bundle(
 ) -> None:
     """Write what a Kaggle notebook without internet needs to predict."""
     from birdtpu.publish.bundle import bundle as call
+    from birdtpu.publish.places import resolve
     from birdtpu.publish.send import check_limits, target
     from birdtpu.run import open_run
 
-    opened = open_run(run)
+    opened = open_run(resolve(run))
     place = target(to, False, opened.recipe.name)
     check_limits(place)
     data, kernel = call(opened, Path(output), place, competition=competition)

@@ -1,6 +1,7 @@
 """Shared fixtures. Real recordings lie beside the project and are never part of it."""
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -9,6 +10,31 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
+from tests.fakes import google, kaggle
+
+# Planted in the environments of all tests that have a `cloud`; no output and no file may hold one.
+CANARIES = (*google.CANARIES, *kaggle.CANARIES, kaggle.SIGNATURE)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail what prints or logs a credential."""
+    report = yield
+    if any(secret in text for _, text in report.sections for secret in CANARIES):
+        report.outcome, report.longrepr = "failed", f"{item.nodeid}: a credential was printed or logged"
+    return report
+
+
+@pytest.fixture(autouse=True)
+def _no_credential_is_written(request: pytest.FixtureRequest) -> Generator[None]:
+    yield
+    if {"cloud", "tmp_path"} <= request.node.funcargs.keys():
+        for path in request.node.funcargs["tmp_path"].rglob("*"):
+            # Google's clients read theirs from this file, which the fixture made.
+            if path.is_file() and path.name != "credentials.json":
+                data = path.read_bytes()
+                assert not [secret for secret in CANARIES if secret.encode() in data], path
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

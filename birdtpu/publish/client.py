@@ -1,6 +1,7 @@
 """Kaggle's client: signed in, every request bounded in time, every error one line that shows no secret."""
 
 import contextlib
+import logging
 import os
 import sys
 import time
@@ -72,6 +73,10 @@ class Kaggle:
     def __enter__(self) -> "Kaggle":
         import requests
 
+        # It warns of every connection that it opens again, by the whole of a signed address.
+        log = logging.getLogger("urllib3.connectionpool")
+        log.addFilter(_no_warning)
+        self._stack.callback(log.removeFilter, _no_warning)
         # Whoever only asks may ask again; what makes something is sent once.
         self._asking = self._client(_ATTEMPTS)
         self._making = self._client(0)
@@ -220,6 +225,10 @@ class Kaggle:
             return KaggleError(f"{place}: not there, or not for {self.user or who}{said}", status)
         hint = f"; {_AGAIN}" if status in _BUSY else ""
         return KaggleError(f"{place}: Kaggle answered {status}{said}{hint}", status)
+
+
+def _no_warning(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.WARNING
 
 
 def fill(request: T, **values: Any) -> T:

@@ -13,6 +13,7 @@ from tests.fakes.server import Reply, Request, Server
 USER = "ornithologist"
 # What must never be seen in an output.
 CANARIES = ("KGAT_canary-kaggle-91d2", "canary-kaggle-key-3c4e")
+SIGNATURE = "canary-signature-0d1f"
 UPLOADS, DOWNLOADS = "uploads.kaggle.com", "downloads.kaggle.com"
 MODIFIED = "Sat, 21 Nov 2026 12:00:00 GMT"
 
@@ -269,7 +270,7 @@ class FakeKaggle:
     def _redirect(self, name: str, data: bytes) -> Reply:
         key = hashlib.sha256(data).hexdigest()[:16]
         self._files[key] = data
-        where = f"https://{DOWNLOADS}/{key}/{name}?X-Goog-Signature=canary-signature-0d1f"
+        where = f"https://{DOWNLOADS}/{key}/{name}?X-Goog-Signature={SIGNATURE}"
         return Reply(302, b"", {"Location": where})
 
     def _download(self, request: Request) -> Reply:

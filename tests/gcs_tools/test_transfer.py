@@ -279,7 +279,8 @@ def test_without_the_client_there_is_one_line(tmp_path):
 
 def test_credentials_that_are_refused_are_named(cloud, folder, tmp_path):
     key = json.loads(Path(os.environ["GOOGLE_APPLICATION_CREDENTIALS"]).read_text())
-    other = tmp_path / "other.json"
+    other = tmp_path / "other" / "credentials.json"
+    other.parent.mkdir()
     other.write_text(json.dumps({**key, "refresh_token": "canary-old"}))
     code, _, err = run("push", folder, URL, GOOGLE_APPLICATION_CREDENTIALS=str(other))
     assert code == 2 and err.count("\n") == 1 and f"({other}) was refused or has expired: gcloud auth" in err

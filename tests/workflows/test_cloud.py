@@ -84,6 +84,14 @@ def end(process: subprocess.Popen) -> str:
 @pytest.mark.timeout(600)
 def test_shards_up_weights_out(cloud, prepared, tmp_path):
     """Push, train from `gs://`, SIGKILL, go on, evaluate, publish, load back, predict."""
+    spans, answer = [], cloud.answer
+
+    def noted(request):
+        if request.method == "GET" and "shard-" in request.line:
+            spans.append(request.headers["range"])
+        return answer(request)
+
+    cloud.answer = noted
     gcs_tools.push(prepared / "p", "gs://bucket/p")
     assert gcs_tools.verify("gs://bucket/p") == []
     alone = start(TRAIN, prepared / "p", tmp_path / "alone")
@@ -100,6 +108,9 @@ def test_shards_up_weights_out(cloud, prepared, tmp_path):
     said.append(end(start(GO_ON, "gs://bucket/p", "gs://bucket/one")))
     assert "going on after step" in said[-1] and f"kaggle:{TO}/versions/1" in said[-1]
     assert all(fault.seen >= fault.at for fault in cloud.faults)
+    # By itself TensorFlow would fetch each record with all that follows it, up to 64 MiB.
+    lengths = [int(last) - int(first) + 1 for first, last in (span[6:].split("-") for span in spans if span)]
+    assert lengths and max(lengths) <= 1 << 20
     held = cloud.storage.data("bucket", "one/")
     assert held["one/model.weights.h5"] == (tmp_path / "alone" / "model.weights.h5").read_bytes()
     assert "one/evaluation/metrics.json" in held and not [name for name in held if "checkpoint" in name]
