@@ -217,11 +217,11 @@ def kills(bucket: Bucket, work: Path, count: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", required=True, type=Path)
+    parser.add_argument("--json", required=True, type=Path, help="what stands in it is not measured again")
     parser.add_argument("--shards", type=int, default=200)
     parser.add_argument("--megabytes", type=int, default=4)
     parser.add_argument("--latency-ms", type=float, default=50)
-    parser.add_argument("--minutes", type=int, default=30, help="of audio that is read back")
+    parser.add_argument("--minutes", type=int, default=120, help="of audio that is read back")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--kills", type=int, default=50)
     args = parser.parse_args()
@@ -232,12 +232,17 @@ def main() -> None:
         os.environ.pop("STORAGE_EMULATOR_HOST", None)
         root = str(Path(__file__).resolve().parents[1])
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        found: dict[str, Any] = {"reading": reading(bucket, work, args.minutes * 60, args.latency_ms / 1e3, args.turns)}
-        found["kills"] = kills(bucket, work, args.kills)
-        print(json.dumps(found["kills"]), flush=True)
-        found["speed"] = speed(bucket, work, args.shards, args.megabytes * 1_000_000, args.latency_ms / 1e3, args.turns)
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
-        print(json.dumps({key: value for key, value in found["speed"].items() if key != "turns"}, indent=1))
+        found = json.loads(args.json.read_text()) if args.json.exists() else {}
+        latency = args.latency_ms / 1e3
+        parts: dict[str, Callable[[], dict[str, Any]]] = {
+            "speed": lambda: speed(bucket, work, args.shards, args.megabytes * 1_000_000, latency, args.turns),
+            "reading": lambda: reading(bucket, work, args.minutes * 60, latency, args.turns),
+            "kills": lambda: kills(bucket, work, args.kills),
+        }
+        for name in parts.keys() - found.keys():
+            found[name] = parts[name]()
+            args.json.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+            print(json.dumps({k: v for k, v in found[name].items() if k != "turns"}, indent=1), flush=True)
     finally:
         shutil.rmtree(work)
 

@@ -21,17 +21,24 @@ from birdtpu import storage
 from birdtpu.errors import UserError
 
 MOST_MEMBERS = 1_000_000
-# Deflate reaches 1032 to 1; text and silence in between real data stay far below this.
+# Deflate reaches 1032 to 1; real data stay far below this, though a file of silence in between may not.
 MOST_RATIO = 400
-# Smaller members may be as empty as they like.
-HARMLESS_BYTES = 1_000_000
-_LONGEST_NAME = 240
+HARMLESS_BYTES, HARMLESS_MEMBER_BYTES = 1_000_000, 100_000_000
+_LONGEST_NAME = 255
 _LONGEST_HEADER = 1 << 20
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
+_DAMAGED = (
+    zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, UnicodeDecodeError,
+    NotImplementedError,
+)  # fmt: skip
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 
 
 class Damaged(UserError):
     """The archive did not arrive as it was sent."""
+
+
+class NoRoom(UserError):
+    """The disk cannot hold what is in the archive."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +69,8 @@ def unpack(
         say: Wraps the members in a progress bar, given their number.
 
     Returns: the names of the files, relative to the folder.
-    Raises: Damaged; UserError where the archive would write outside of the folder, holds links or devices, or would
-        grow beyond reason or the disk. Nothing is written then, but where damage only shows in the middle of a file.
+    Raises: Damaged; NoRoom; UserError where the archive would write outside of the folder, holds links or devices, or
+        would grow beyond reason. Nothing is written then, but where damage only shows in the middle of a file.
     """
     path, target = Path(archive), Path(folder)
     with _opened(path) as (members, read):
@@ -73,8 +80,8 @@ def unpack(
         free = shutil.disk_usage(target).free
         missing = [m for m in listed if not (target / m.name).is_file() or (target / m.name).stat().st_size != m.size]
         if sum(m.size for m in missing) > free:
-            need = sum(m.size for m in missing) / 1e9
-            raise UserError(f"{path}: its files need {need:.1f} GB, but {target} has {free / 1e9:.1f} GB free")
+            need = sum(m.size for m in missing) / 1e6
+            raise NoRoom(f"{path}: its files need {need:.0f} MB, but {target} has {free / 1e6:.0f} MB free")
         for member in say(listed, len(listed)) if say else listed:
             if not _stands(target / member.name, member):
                 _write(path, target, member, read)
@@ -99,12 +106,14 @@ def _checked(path: Path, members: Iterable[_Member]) -> list[_Member]:
         files.add(member.name)
         folders.update(str(parent) for parent in Path(member.name).parents)
         inside = most if member.packed is None else member.packed
-        if member.size > HARMLESS_BYTES and member.size > MOST_RATIO * inside:
+        if member.size > HARMLESS_MEMBER_BYTES and member.size > MOST_RATIO * inside:
             raise _refused(path, member.name, f"{member.size} bytes out of {inside}, as in a zip bomb")
         # Files that share their bytes hold more than the archive does.
         if packed > most or (total > HARMLESS_BYTES and total > MOST_RATIO * most):
             raise _refused(path, member.name, f"{total} bytes up to there out of {most}, as in a zip bomb")
         found.append(member)
+    if not found:
+        raise Damaged(f"{path}: no file in it; fetch it again")
     if both := sorted(files & folders):
         raise _refused(path, both[0], "a file and a folder have this name")
     return found
@@ -117,7 +126,7 @@ def _wrong_name(name: str) -> str:
         return "an absolute name"
     if ".." in parts:
         return "a name that leads out of the folder"
-    if not all(parts) or "." in parts or re.search(r"[\x00-\x1f\x7f\\]", name):
+    if not all(parts) or "." in parts or re.search(r"[\x00-\x1f\x7f]", name):
         return "not a name that a file should have"
     try:
         longest = max(len(part.encode()) for part in parts)
@@ -149,7 +158,10 @@ def _write(path: Path, target: Path, member: _Member, read: Callable[[_Member], 
         raise Damaged(f"{path}: {member.name} is damaged ({error}); fetch the archive again") from error
     except OSError as error:
         if error.errno in storage.FULL:
-            raise UserError(f"{target}: {error.strerror}; free space, and the same call goes on") from error
+            raise NoRoom(f"{target}: {error.strerror}; free space, and the same call goes on") from error
+        if error.filename is None:
+            # bzip2 tells damage so, and a wrong place in the archive is none that can be sought.
+            raise Damaged(f"{path}: {member.name} is damaged ({error}); fetch the archive again") from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -177,16 +189,25 @@ def _opened(path: Path) -> Iterator[tuple[Iterator[_Member], Callable[[_Member],
 
 def _zip_members(path: Path, archive: zipfile.ZipFile) -> Iterator[_Member]:
     for info in archive.infolist():
-        # The library cuts a name at its first NUL, and would write a link as a file that holds its target.
-        name, kind = info.orig_filename, stat.S_IFMT(info.external_attr >> 16)
+        # The library cuts a name at its first NUL, and would write a link as a file that holds its target. Windows has
+        # written backslashes, and folders without a slash at their end.
+        name, kind = _plain(info.orig_filename.replace("\\", "/")), stat.S_IFMT(info.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise _refused(path, name, "a link or a device")
         if info.flag_bits & 0x1:
             raise _refused(path, name, "it is encrypted")
-        if not name.endswith("/"):
+        if name.endswith("/") or (info.external_attr & 0x10 and not info.file_size):
+            if (name := name.rstrip("/")) and (reason := _wrong_name(name)):
+                raise _refused(path, name, reason)
+        elif info.compress_type not in _METHODS:
+            raise _refused(path, name, f"packed by method {info.compress_type}, which Python does not know")
+        else:
             yield _Member(name, info.file_size, info.compress_size, info.CRC, info)
-        elif reason := _wrong_name(name.rstrip("/")):
-            raise _refused(path, name, reason)
+
+
+def _plain(name: str) -> str:
+    """An archive of a whole folder names its files, and the folder itself, by a leading `./`."""
+    return "" if name in (".", "./") else name.removeprefix("./")
 
 
 def _open_zipped(path: Path, archive: zipfile.ZipFile, member: _Member) -> IO[bytes]:
@@ -199,8 +220,7 @@ def _open_zipped(path: Path, archive: zipfile.ZipFile, member: _Member) -> IO[by
 def _tar_members(path: Path, archive: tarfile.TarFile) -> Iterator[_Member]:
     try:
         for entry in archive:
-            # An archive of a whole folder names its files, and the folder itself, by a leading ./
-            name = "" if entry.name == "." else entry.name.removeprefix("./")
+            name = _plain(entry.name)
             if entry.isreg():
                 yield _Member(name, entry.size, None, None, entry)
             elif not entry.isdir():

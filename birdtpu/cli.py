@@ -219,7 +219,7 @@ def bundle(
     opened = open_run(resolve(run))
     place = target(to, False, opened.recipe.name)
     check_limits(place)
-    data, kernel = call(opened, Path(output), place, competition=competition)
+    data, kernel = call(opened, output, place, competition=competition)
     typer.echo(f"kaggle datasets create -p {data}\nkaggle kernels push -p {kernel}")
 
 

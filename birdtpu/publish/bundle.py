@@ -5,9 +5,11 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterable
 from importlib import resources
@@ -27,46 +29,62 @@ CARRIED = (
 PYTHONS = ("3.11", "3.12", "3.13")
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 NAME = "birdtpu-bundle.json"
-SCRIPT = "predict.py"
+SCRIPT, METADATA = "predict.py", "kernel-metadata.json"
 
 
 def bundle(
-    run: Run, output: Path, place: Place, *, competition: str, licence: str = "CC-BY-NC-SA-4.0"
+    run: Run, output: storage.PathLike, place: Place, *, competition: str, licence: str = "CC-BY-NC-SA-4.0"
 ) -> tuple[Path, Path]:
     """Write the folders of a data set and of a kernel, ready for `kaggle datasets create` and `kaggle kernels push`.
 
     Args:
         run: A finished run.
-        output: A folder; its `dataset/` and `kernel/` are made anew.
+        output: A local folder; an earlier bundle's `dataset/` and `kernel/` in it are replaced.
         place: The data set that it shall be.
         competition: Whose recordings the kernel scores, as in its address.
         licence: One of `release.LICENCES`.
 
     Returns: the two folders.
-    Raises: UserError where the run has no weights, pip is not here, or a wheel cannot be had.
+    Raises: UserError where the run has no weights, pip is not here, a wheel cannot be had, or other things stand there.
     """
-    slug = f"{place.slug[:40]}-predict"
+    if storage.is_remote(output):
+        raise UserError(f"{output}: bundle into a local folder")
+    output = Path(output)
+    slug = f"{place.slug[:40].rstrip('-')}-predict"
     data, kernel = output / "dataset", output / "kernel"
-    for folder in (data, kernel):
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-    release.stage(run, data, address=f"kaggle:{place.owner}/{place.slug}", licence=licence)
-    _fetch_wheels(data)
-    storage.write_bytes(data / f"birdtpu-{_version()}-py3-none-any.whl", own_wheel())
-    content = {"wheels": sorted(path.name for path in data.glob("*.whl")), "packages": ["birdtpu", *CARRIED]}
-    storage.write_text(data / NAME, json.dumps(content, indent=2) + "\n")
-    about = {"id": f"{place.owner}/{place.slug}", "title": _title(place.slug), "licenses": [{"name": licence}]}
-    storage.write_text(data / "dataset-metadata.json", json.dumps(about, indent=2) + "\n")
-    script = resources.files("birdtpu.publish").joinpath("kernel.py").read_text("utf-8")
-    storage.write_text(kernel / SCRIPT, script.replace('COMPETITION = ""', f"COMPETITION = {competition!r}"))
-    notebook = {
-        "id": f"{place.owner}/{slug}", "title": _title(slug), "code_file": SCRIPT, "language": "python",
-        "kernel_type": "script", "is_private": True, "enable_gpu": False, "enable_internet": False,
-        "dataset_sources": [about["id"]], "competition_sources": [competition], "kernel_sources": [],
-    }  # fmt: skip
-    storage.write_text(kernel / "kernel-metadata.json", json.dumps(notebook, indent=2) + "\n")
+    for folder, mark in ((data, NAME), (kernel, METADATA)):
+        if folder.exists() and not (folder / mark).is_file():
+            raise UserError(f"{folder}: stands there, and is no earlier bundle's; give another --output")
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output, prefix=".bundle-") as temporary:
+        made = Path(temporary, "dataset"), Path(temporary, "kernel")
+        for folder in made:
+            folder.mkdir()
+        _fill_dataset(run, made[0], place, licence)
+        script = resources.files("birdtpu.publish").joinpath("kernel.py").read_text("utf-8")
+        storage.write_text(made[1] / SCRIPT, script.replace('COMPETITION = ""', f"COMPETITION = {competition!r}"))
+        notebook = {
+            "id": f"{place.owner}/{slug}", "title": _title(slug), "code_file": SCRIPT, "language": "python",
+            "kernel_type": "script", "is_private": True, "enable_gpu": False, "enable_internet": False,
+            "dataset_sources": [f"{place.owner}/{place.slug}"], "competition_sources": [competition],
+            "kernel_sources": [],
+        }  # fmt: skip
+        storage.write_text(made[1] / METADATA, json.dumps(notebook, indent=2) + "\n")
+        for old, new in zip((data, kernel), made, strict=True):
+            if old.exists():
+                shutil.rmtree(old)
+            os.replace(new, old)
     return data, kernel
+
+
+def _fill_dataset(run: Run, folder: Path, place: Place, licence: str) -> None:
+    release.stage(run, folder, address=f"kaggle:{place.owner}/{place.slug}", licence=licence)
+    _fetch_wheels(folder)
+    storage.write_bytes(folder / f"birdtpu-{_version()}-py3-none-any.whl", own_wheel())
+    content = {"wheels": sorted(path.name for path in folder.glob("*.whl")), "packages": ["birdtpu", *CARRIED]}
+    storage.write_text(folder / NAME, json.dumps(content, indent=2) + "\n")
+    about = {"id": f"{place.owner}/{place.slug}", "title": _title(place.slug), "licenses": [{"name": licence}]}
+    storage.write_text(folder / "dataset-metadata.json", json.dumps(about, indent=2) + "\n")
 
 
 def own_wheel() -> bytes:

@@ -1,21 +1,24 @@
 """Kaggle's client: signed in, every request bounded in time, every error one line that shows no secret."""
 
 import contextlib
+import io
+import json
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from birdtpu.errors import UserError
+from birdtpu.storage import FULL
 
 SETTINGS = "https://www.kaggle.com/settings"
 _CONNECT_SECONDS, _READ_SECONDS = 30.0, 60.0
 _ATTEMPTS = 4
 _BUSY = (429, 500, 502, 503, 504)
-_AGAIN = "run the same command again"
+AGAIN = "run the same command again"
 _NEW_TOKEN = f"make a token at {SETTINGS} and set KAGGLE_API_TOKEN (on Colab and Kaggle: a secret of the notebook)"
 
 T = TypeVar("T")
@@ -54,6 +57,7 @@ class Kaggle:
 
     def __init__(self, anonymous: bool = False) -> None:
         try:
+            _bound_all()
             # Importing it signs in, and says so where it cannot.
             with contextlib.redirect_stdout(None):
                 from kaggle.api.kaggle_api_extended import KaggleApi
@@ -62,12 +66,16 @@ class Kaggle:
         self._api: Any = KaggleApi()
         self.user = self._credential = ""
         self._stack = contextlib.ExitStack()
+        source = _token_source()
         with self._named("signing in"):
-            signed_in = self._sign_in()
+            signed_in = self._sign_in(source)
         if not signed_in and not anonymous:
-            if source := _token_source():
+            if source:
                 raise KaggleError(f"Kaggle did not take the token of {source}: {_NEW_TOKEN}", 401)
             raise KaggleError(f"no Kaggle credentials: {_NEW_TOKEN}, or put kaggle.json into {_config(self._api)}", 401)
+        if not signed_in and source:
+            # The client sends it all the same.
+            self._credential = f"the token of {source}"
         self.user = self._api.get_config_value(self._api.CONFIG_NAME_USER) or ""
 
     def __enter__(self) -> "Kaggle":
@@ -142,42 +150,81 @@ class Kaggle:
                         raise
                     time.sleep(0.5 * 2**attempt)
 
-    def download(self, place: str, call: Callable[[Any], Any], path: Path, size_bytes: Callable[[int], None]) -> None:
+    def download(self, place: str, call: Callable[[Any], Any], path: Path, check: Callable[[int], None]) -> None:
         """Fetch a file, going on where an earlier call was interrupted if it still is the same.
 
         Args:
             place: What it is, for the message.
             call: Gets a `kagglesdk.KaggleClient` and returns the response whose body is the file.
-            path: Where it shall stand. Until it is whole it has `.part` behind its name.
-            size_bytes: Told how large it is, before the first byte; raises where that is too much.
+            path: Where it shall stand. Until it is whole it has `.part` behind its name, and a note of what it is.
+            check: Told how many bytes are to come, before the first; raises where that is too much.
 
-        Raises: KaggleError.
+        Raises: KaggleError; UserError where the disk is full. What has arrived is kept.
         """
-        part = path.with_name(path.name + ".part")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        response = self.ask(place, call)
-        size_bytes(int(response.headers.get("Content-Length") or 0))
-        with self._named(place), contextlib.redirect_stdout(None):
-            try:
-                quiet = not sys.stderr.isatty()
-                self._api.download_file(response, str(part), self._asking.http_client(), quiet, True)
-            except ValueError as error:
-                # Its length is not what was announced: what is there is good for nothing.
-                part.unlink(missing_ok=True)
-                raise KaggleError(f"{place}: arrived damaged; {_AGAIN}", 0) from error
-        os.replace(part, path)
+        import requests
+        from tqdm.auto import tqdm
 
-    def _sign_in(self) -> bool:
-        api = self._api
-        if not api.get_config_value(api.CONFIG_NAME_AUTH_METHOD):
+        part, note = path.with_name(path.name + ".part"), path.with_name(path.name + ".part.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for attempt in range(_ATTEMPTS):
+            # Asked anew each time: an address is good for minutes only.
+            response = self.ask(place, call)
+            size = int(response.headers.get("Content-Length") or -1)
+            about = {"tag": response.headers.get("ETag") or response.headers.get("Last-Modified"), "size": size}
+            start = part.stat().st_size if about["tag"] and size > 0 and _noted(note) == about and part.exists() else 0
             try:
-                with contextlib.redirect_stdout(None):
-                    api.authenticate()
-            except SystemExit:
-                return False
+                with self._named(place), _room(place, path), contextlib.ExitStack() as stack:
+                    if not attempt:
+                        check(max(size - start, 0))
+                    if 0 < start < size and response.history:
+                        response.close()
+                        span = {"Range": f"bytes={start}-", "If-Range": str(about["tag"])}
+                        response = self._sending.get(response.url, headers=span, stream=True)
+                        response.raise_for_status()
+                    if response.status_code != 206 and start != size:
+                        start = 0
+                        part.write_bytes(b"")
+                        note.write_text(json.dumps(about))
+                    stack.callback(response.close)
+                    if start < size or size < 0:
+                        file = stack.enter_context(open(part, "ab"))
+                        bar = stack.enter_context(
+                            tqdm(total=size, initial=start, unit="B", unit_scale=True, disable=None)
+                        )
+                        for block in response.iter_content(1 << 16):
+                            file.write(block)
+                            bar.update(len(block))
+                    if 0 <= size != part.stat().st_size:
+                        raise requests.ConnectionError("cut short")
+                os.replace(part, path)
+                note.unlink(missing_ok=True)
+                return
+            except KaggleError as error:
+                if attempt == _ATTEMPTS - 1 or (error.status and error.status not in _BUSY):
+                    raise
+                time.sleep(0.5 * 2**attempt)
+
+    def _sign_in(self, source: str) -> bool:
+        api = self._api
+        try:
+            with contextlib.redirect_stdout(None), contextlib.redirect_stderr(io.StringIO()):
+                api.authenticate()
+        except (SystemExit, NameError):
+            # Nothing is configured: the client then calls `exit`, which notebooks do not have.
+            return False
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            import requests
+
+            if isinstance(error, requests.RequestException) and not isinstance(
+                error, requests.exceptions.InvalidHeader
+            ):
+                raise
+            # Its text may be the token.
+            what = f"the token of {source}" if source else f"what {_config(api)}/kaggle.json holds"
+            raise KaggleError(f"signing in: {what} is none ({type(error).__name__}); {_NEW_TOKEN}", 401) from None
         method = str(api.get_config_value(api.CONFIG_NAME_AUTH_METHOD) or "").rpartition(".")[2].upper()
         if "TOKEN" in method:
-            self._credential = f"the token of {_token_source()}"
+            self._credential = f"the token of {source}"
         elif "LEGACY" in method:
             by_name = "KAGGLE_KEY" in os.environ
             self._credential = "KAGGLE_USERNAME and KAGGLE_KEY" if by_name else f"the key in {_config(api)}"
@@ -202,17 +249,19 @@ class Kaggle:
         except requests.HTTPError as error:
             raise self._answered(place, error) from None
         except requests.RequestException as error:
-            raise KaggleError(f"{place}: Kaggle gave no answer ({type(error).__name__}); {_AGAIN}", 0) from None
+            raise KaggleError(f"{place}: Kaggle gave no answer ({type(error).__name__}); {AGAIN}", 0) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             # What a cut reply does to the client.
-            raise KaggleError(
-                f"{place}: Kaggle's answer makes no sense ({type(error).__name__}); {_AGAIN}", 0
-            ) from None
+            raise KaggleError(f"{place}: Kaggle's answer makes no sense ({type(error).__name__}); {AGAIN}", 0) from None
 
     def _answered(self, place: str, error: Any) -> KaggleError:
+        import requests
+
         response = error.response
         status, said = response.status_code, ""
-        with contextlib.suppress(ValueError, AttributeError):
+        if urlsplit(response.url).hostname != "api.kaggle.com" and status in (400, 401, 403, 404, 410):
+            return KaggleError(f"{place}: Kaggle's address for the bytes was refused ({status}); {AGAIN}", 0)
+        with contextlib.suppress(ValueError, AttributeError, requests.RequestException):
             said = str(response.json().get("message") or "")
             status = int(response.json().get("code") or status)
         said = f" ({' '.join(said.split())[:200]})" if said else ""
@@ -223,7 +272,7 @@ class Kaggle:
             return KaggleError(f"{place}: no permission by {who}{said}; is it there, and yours to use?", status)
         if status == 404:
             return KaggleError(f"{place}: not there, or not for {self.user or who}{said}", status)
-        hint = f"; {_AGAIN}" if status in _BUSY else ""
+        hint = f"; {AGAIN}" if status in _BUSY else ""
         return KaggleError(f"{place}: Kaggle answered {status}{said}{hint}", status)
 
 
@@ -236,6 +285,25 @@ def fill(request: T, **values: Any) -> T:
     for name, value in values.items():
         setattr(request, name, value)
     return request
+
+
+def _bound_all() -> None:
+    """Bound the sessions of every client, those that sign in too: by itself Kaggle's waits for ever."""
+    from kagglesdk.kaggle_http_client import KaggleHttpClient
+
+    begin = KaggleHttpClient._init_session
+    if getattr(begin, "bounded", False):
+        return
+
+    def bounded(self: Any) -> Any:
+        fresh = self._session is None
+        begun = begin(self)
+        if fresh:
+            _bound(self._session, 0)
+        return begun
+
+    bounded.bounded = True  # type: ignore[attr-defined]
+    KaggleHttpClient._init_session = bounded
 
 
 def _bound(session: Any, retries: int) -> None:
@@ -267,8 +335,36 @@ def _token_source() -> str:
     """Where the client finds a token, in words; empty where there is none."""
     from kagglesdk.kaggle_env import get_access_token_from_env
 
-    token, source = get_access_token_from_env()
+    try:
+        token, source = get_access_token_from_env()
+    except (OSError, ValueError):
+        # It takes a token for a path first, and one that is too long for that raises.
+        return "KAGGLE_API_TOKEN"
     return {"access_token": "~/.kaggle/access_token"}.get(str(source), str(source)) if token else ""
+
+
+def _noted(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+@contextlib.contextmanager
+def _room(place: str, path: Path) -> Iterator[None]:
+    """A full disk as one line that names what was fetched, and where to."""
+    import requests
+
+    try:
+        yield
+    except requests.RequestException:
+        raise
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise UserError(
+            f"{place}: {path.parent}: {error.strerror}; free space, and the same command goes on"
+        ) from error
 
 
 def _config(api: Any) -> str:

@@ -1,20 +1,24 @@
 """Where things lie on Kaggle: `kaggle:owner/slug` and `kaggle:owner/model/framework/variation`."""
 
+import contextlib
+import io
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from birdtpu import storage
-from birdtpu.archive import Damaged, unpack
+from birdtpu.archive import Damaged, NoRoom, unpack
 from birdtpu.errors import UserError
 from birdtpu.publish.client import Kaggle, KaggleError, fill
 from birdtpu.storage import PathLike, paths_of
 
 PREFIX = "kaggle:"
+_SMALL_BYTES = 10_000_000
 _SLUG = r"[A-Za-z0-9][A-Za-z0-9_-]*"
 _DATASET = re.compile(rf"({_SLUG})/({_SLUG})(?:/versions/(\d+))?")
 _MODEL = re.compile(rf"({_SLUG})/({_SLUG})/({_SLUG})/({_SLUG})(?:/(\d+))?")
@@ -109,22 +113,33 @@ def download(kaggle: Kaggle, place: Place, folder: Path) -> list[str]:
     Returns: their names.
     Raises: KaggleError; UserError where the archive arrived damaged twice, or is hostile.
     """
-    packed = folder / ".download"
+    packed = folder / f".{place.slug}-{place.version}.download"
     for last in (False, True):
-        kaggle.download(str(place), lambda client: _archive(client, place, ""), packed, fits(folder, str(place)))
+        # One that stands there whole was being unpacked.
+        if not packed.is_file():
+            kaggle.download(str(place), lambda client: _archive(client, place, ""), packed, fits(folder, str(place)))
         try:
-            return unpack(packed, folder)
-        except Damaged:
-            if last:
+            names = unpack(packed, folder)
+        except NoRoom:
+            raise
+        except UserError as error:
+            packed.unlink()
+            if last or not isinstance(error, Damaged):
                 raise
-        finally:
-            packed.unlink(missing_ok=True)
+        else:
+            packed.unlink()
+            return names
     raise AssertionError
 
 
 def read(kaggle: Kaggle, place: Place, name: str) -> bytes:
     """One small file of a version. Raises KaggleError, with status 404 where there is none."""
-    return kaggle.ask(f"{place}/{name}", lambda client: _archive(client, place, name).content)
+    data = kaggle.ask(f"{place}/{name}", lambda client: _archive(client, place, name).content)
+    if data[:2] == b"PK":
+        # Kaggle packs some single files.
+        with contextlib.suppress(zipfile.BadZipFile, KeyError), zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return archive.read(name) if archive.getinfo(name).file_size < _SMALL_BYTES else b""
+    return data
 
 
 def resolve(address: str, env: Mapping[str, str] | None = None, root: Path = Path("/")) -> str:
@@ -229,6 +244,6 @@ def fits(folder: Path, place: str) -> Callable[[int], None]:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
         if size > free:
-            raise UserError(f"{place}: {size / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free")
+            raise UserError(f"{place}: {size / 1e6:.0f} MB to come, but {folder} has {free / 1e6:.0f} MB free")
 
     return check

@@ -1,5 +1,8 @@
 """Publish a run on Kaggle: one request makes the version, and what became of it is read back."""
 
+import contextlib
+import hashlib
+import json
 import re
 import tempfile
 import time
@@ -8,15 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from birdtpu import storage
 from birdtpu.errors import UserError
 from birdtpu.publish import places, release
-from birdtpu.publish.client import Kaggle, KaggleError, fill
+from birdtpu.publish.client import AGAIN, Kaggle, KaggleError, fill
 from birdtpu.publish.places import Place
 from birdtpu.run import Run
 
 # How long Kaggle may take to show a version, and one whose making it never confirmed.
 WAIT_SECONDS, UNCONFIRMED_SECONDS = 900.0, 60.0
 _LONGEST_PAUSE_SECONDS = 10.0
+_READABLE_SECONDS = 8.0
 _ENDED = ("ready", "failed", "deleted")
 
 
@@ -71,20 +76,56 @@ def publish(
         manifest = release.stage(run, folder, address=str(place), licence=licence)
         with Kaggle() as kaggle:
             before = _settled(kaggle, place, wait_seconds)
+            # What an earlier call could not see through, and may still come.
+            pending = _Pending(run, place, manifest)
+            if before <= pending.before:
+                before = _later(kaggle, place, pending.before, unconfirmed_seconds) or before
             if before and _holds(kaggle, place.at(before), manifest, Path(temporary, "held")):
+                pending.clear()
                 return Published(place.at(before), False)
             tokens = [_upload(kaggle, path, bool(place.framework)) for path in sorted(folder.iterdir())]
             text = release.notes(run, release.scores_of(run))
+            card = (folder / "README.md").read_text("utf-8")
+            request = _request(kaggle, place, before, tokens, about, text, card)
+            pending.note(before)
+            lost = None
             try:
-                _create(kaggle, place, before, tokens, about, text, (folder / "README.md").read_text("utf-8"))
-                lost = None
+                _create(kaggle, place, request)
             except KaggleError as error:
                 if not error.unknown:
+                    pending.clear()
                     raise
                 lost, wait_seconds = error, min(wait_seconds, unconfirmed_seconds)
             version = _shown(kaggle, place, before, wait_seconds, lost)
-            _read_back(kaggle, place.at(version), manifest, Path(temporary, "back"))
+            _read_back(kaggle, place.at(version), manifest, Path(temporary, "back"), unconfirmed_seconds)
+            pending.clear()
     return Published(place.at(version), True)
+
+
+class _Pending:
+    """What the run remembers of a version whose making was not confirmed.
+
+    Attributes:
+        before: The number of the version that it would follow; -1 where there is none such.
+    """
+
+    def __init__(self, run: Run, place: Place, manifest: bytes) -> None:
+        self._path = run.path("publishing.json")
+        self._about = {"place": str(place), "manifest": hashlib.sha256(manifest).hexdigest()}
+        self.before = -1
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            held = json.loads(storage.read_bytes(self._path))
+            if {**held, "before": 0} == {**self._about, "before": 0}:
+                self.before = int(held["before"])
+
+    def note(self, before: int) -> None:
+        # A run that cannot be written to is published all the same.
+        with contextlib.suppress(OSError, UserError):
+            storage.write_text(self._path, json.dumps({**self._about, "before": before}) + "\n")
+
+    def clear(self) -> None:
+        with contextlib.suppress(OSError, UserError):
+            storage.remove(self._path)
 
 
 def target(to: str, model: bool, recipe: str) -> Place:
@@ -135,16 +176,20 @@ def _upload(kaggle: Kaggle, path: Path, model: bool) -> Any:
     return fill(ApiDatasetNewFile(), token=begun.token)
 
 
-def _create(
+def _request(
     kaggle: Kaggle, place: Place, before: int, files: list[Any], about: dict[str, Any], notes: str, card: str
-) -> None:
-    """The one request that makes the version. Raises KaggleError."""
+) -> Any:
     if place.framework:
-        answer = kaggle.make(str(place), _model_request(kaggle, place, before, files, about, notes, card))
-        refused = answer.error or ""
-    else:
-        answer = kaggle.make(str(place), _dataset_request(place, before, files, about, notes, card))
-        refused = answer.error or ("" if (answer.status or "").lower() == "ok" else f"status {answer.status}")
+        return _model_request(kaggle, place, before, files, about, notes, card)
+    return _dataset_request(place, before, files, about, notes, card)
+
+
+def _create(kaggle: Kaggle, place: Place, request: Any) -> None:
+    """The one request that makes the version. Raises KaggleError."""
+    answer = kaggle.make(str(place), request)
+    refused = answer.error or ""
+    if not place.framework and not refused and (answer.status or "").lower() != "ok":
+        refused = f"status {answer.status}"
     if refused:
         raise KaggleError(f"{place}: Kaggle made no version ({refused})", 400)
 
@@ -211,15 +256,17 @@ def _model_request(
 
 def _holds(kaggle: Kaggle, place: Place, manifest: bytes, folder: Path) -> bool:
     """Whether a version is of these bytes already, all of them."""
-    try:
-        if places.read(kaggle, place, release.MANIFEST) != manifest:
-            return False
-    except KaggleError as error:
-        if error.status in (403, 404):
-            return False
-        raise
-    places.download(kaggle, place, folder)
-    return not release.check(folder)
+    for _ in _pauses(_READABLE_SECONDS):
+        try:
+            if places.read(kaggle, place, release.MANIFEST) != manifest:
+                return False
+            places.download(kaggle, place, folder)
+            return not release.check(folder)
+        except KaggleError as error:
+            # A version is shown before its files can be read, and that of somebody else has no manifest.
+            if error.status not in (403, 404):
+                raise
+    return False
 
 
 def _settled(kaggle: Kaggle, place: Place, wait_seconds: float) -> int:
@@ -227,16 +274,16 @@ def _settled(kaggle: Kaggle, place: Place, wait_seconds: float) -> int:
     for _ in _pauses(wait_seconds):
         try:
             if places.state(kaggle, place) in _ENDED:
-                break
+                return places.latest_version(kaggle, place)
         except KaggleError as error:
             if error.status in (403, 404):
                 return 0
             raise
-    return places.latest_version(kaggle, place)
+    raise KaggleError(f"{place}: Kaggle is still making a version after {wait_seconds:g} s; publish again later", 0)
 
 
-def _shown(kaggle: Kaggle, place: Place, before: int, wait_seconds: float, lost: KaggleError | None) -> int:
-    """Wait until Kaggle shows a later version; its number. Raises KaggleError where it does not."""
+def _later(kaggle: Kaggle, place: Place, before: int, wait_seconds: float) -> int:
+    """The number of a ready version after `before`, if Kaggle shows one in time; else 0."""
     for _ in _pauses(wait_seconds):
         version = places.latest_version(kaggle, place)
         state = places.state(kaggle, place) if version > before else ""
@@ -246,9 +293,17 @@ def _shown(kaggle: Kaggle, place: Place, before: int, wait_seconds: float, lost:
             raise KaggleError(
                 f"{place.at(version)}: Kaggle could not make it (state {state}); look at {place.url}", 500
             )
+    return 0
+
+
+def _shown(kaggle: Kaggle, place: Place, before: int, wait_seconds: float, lost: KaggleError | None) -> int:
+    """Wait until Kaggle shows a later version; its number. Raises KaggleError where it does not."""
+    if version := _later(kaggle, place, before, wait_seconds):
+        return version
     if lost:
+        reason = str(lost).removesuffix(f"; {AGAIN}")
         raise KaggleError(
-            f"{place}: it is not known whether the version was made ({lost}); after {wait_seconds:g} s Kaggle still "
+            f"{place}: it is not known whether the version was made ({reason}); after {wait_seconds:g} s Kaggle still "
             f"shows version {before}. Look at {place.url}; the same command sends nothing where it is there",
             0,
         )
@@ -270,12 +325,20 @@ def _pauses(seconds: float) -> Iterator[None]:
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
-def _read_back(kaggle: Kaggle, place: Place, manifest: bytes, folder: Path) -> None:
+def _read_back(kaggle: Kaggle, place: Place, manifest: bytes, folder: Path, wait_seconds: float) -> None:
     """Raises KaggleError where a version does not hold what was sent."""
-    places.download(kaggle, place, folder)
-    held = folder / release.MANIFEST
+    for _ in _pauses(wait_seconds):
+        try:
+            places.download(kaggle, place, folder)
+            break
+        except KaggleError as error:
+            # It is shown before its files can be read.
+            if error.status not in (403, 404):
+                raise
+    else:
+        raise KaggleError(f"{place}: made, but its files cannot be read yet; the same command looks again", 0)
     wrong = release.check(folder)
-    if not wrong and held.read_bytes() != manifest:
+    if not wrong and (folder / release.MANIFEST).read_bytes() != manifest:
         wrong = ["it is another release; did somebody else publish at the same time?"]
     if wrong:
         raise KaggleError(f"{place}: made, but not whole: {wrong[0]}; look at {place.url} and publish again", 0)

@@ -4,18 +4,19 @@ import contextlib
 import hashlib
 import json
 import re
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from birdtpu import storage
-from birdtpu.archive import Damaged, unpack
+from birdtpu.archive import NoRoom, unpack
 from birdtpu.errors import UserError
 from birdtpu.publish import places
-from birdtpu.publish.client import Kaggle, KaggleError, fill
+from birdtpu.publish.client import AGAIN, Kaggle, KaggleError, fill
 from birdtpu.storage import PathLike
 
-# Tells a folder that is whole; its dot keeps `prepare` from taking it for a table.
+# Tells whose a folder is, and whether it is whole; its dot keeps `prepare` from taking it for a table.
 DONE = ".fetched.json"
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 
@@ -34,6 +35,8 @@ def fetch(source: str, folder: PathLike) -> int:
         KaggleError where Kaggle does not give it.
     """
     home = Path(folder)
+    if storage.is_remote(folder):
+        raise UserError(f"{folder}: fetch into a local folder; python -m gcs_tools push sends it to a bucket")
     place = places.parse(source) if source.startswith(places.PREFIX) else None
     if place is None and not _SLUG.fullmatch(source):
         raise UserError(
@@ -43,18 +46,17 @@ def fetch(source: str, folder: PathLike) -> int:
         held = _fetched(home)
         if held and held["source"] != source:
             raise UserError(f"{home}: holds {held['source']}; give another folder")
-        if held:
+        if held and held["files"]:
             return int(held["files"])
-        with Kaggle(anonymous=place is not None) as kaggle:
-            if place is None:
-                names = _competition(kaggle, source, home)
-            else:
-                version = place.version or places.latest_version(kaggle, place)
-                if not version:
-                    raise UserError(f"{place}: not there, or not yours to read; look at {place.url}")
-                names = places.download(kaggle, place.at(version), home)
-        content = {"source": source, "files": len(names)}
-        storage.write_text(home / DONE, json.dumps(content) + "\n")
+        # From the first byte on the folder is this one's.
+        storage.write_text(home / DONE, json.dumps({"source": source, "files": 0}) + "\n")
+        try:
+            with Kaggle(anonymous=place is not None) as kaggle:
+                names = _competition(kaggle, source, home) if place is None else _data_set(kaggle, place, home)
+        finally:
+            if [path.name for path in home.iterdir()] == [DONE]:
+                (home / DONE).unlink()
+        storage.write_text(home / DONE, json.dumps({"source": source, "files": len(names)}) + "\n")
     return len(names)
 
 
@@ -67,7 +69,7 @@ def submit(competition: str, file: PathLike, message: str = "") -> str:
         message: Shown beside the submission; the file's checksum is added, by which it is found again.
 
     Returns: what Kaggle says.
-    Raises: UserError where there is no such file; KaggleError where it was not taken, or nobody can know.
+    Raises: UserError where there is no such file; KaggleError where it was not taken, or where nobody can know.
     """
     path = Path(file)
     if not path.is_file() or not path.stat().st_size:
@@ -88,6 +90,7 @@ def submit(competition: str, file: PathLike, message: str = "") -> str:
         kaggle.upload(path.name, path, begun.create_url)
         request = fill(ApiCreateSubmissionRequest(), **about, blob_file_tokens=begun.token)
         request.submission_description = message
+        before = _submitted(kaggle, competition)
         try:
             answer = kaggle.make(
                 competition, lambda c: c.competitions.competition_api_client.create_submission(request)
@@ -96,32 +99,44 @@ def submit(competition: str, file: PathLike, message: str = "") -> str:
         except KaggleError as error:
             if not error.unknown:
                 raise
-            if checksum in "\n".join(_submitted(kaggle, competition)):
-                return f"sent to {competition} (the reply was lost, but Kaggle lists it)"
+            for pause in (0, 2, 4, 8):
+                time.sleep(pause)
+                with contextlib.suppress(KaggleError):
+                    later = _submitted(kaggle, competition)
+                    if any(message == text for ref, text in later.items() if ref not in before):
+                        return f"sent to {competition} (the reply was lost, but Kaggle lists it)"
+            reason = str(error).removesuffix(f"; {AGAIN}")
             raise KaggleError(
-                f"{competition}: it is not known whether the submission arrived ({error}); Kaggle does not list it. "
+                f"{competition}: it is not known whether the submission arrived ({reason}); Kaggle does not list it. "
                 f"Look at https://www.kaggle.com/competitions/{competition}/submissions before you send it again",
                 0,
             ) from None
 
 
-def _submitted(kaggle: Kaggle, competition: str) -> list[str]:
-    """The messages of the last submissions."""
+def _submitted(kaggle: Kaggle, competition: str) -> dict[int, str]:
+    """The messages of the last submissions, by their numbers."""
     from kagglesdk.competitions.types.competition_api_service import ApiListSubmissionsRequest
 
     request = fill(ApiListSubmissionsRequest(), competition_name=competition)
     found = kaggle.ask(competition, lambda c: c.competitions.competition_api_client.list_submissions(request))
-    return [submission.description or "" for submission in found.submissions]
+    return {submission.ref: submission.description or "" for submission in found.submissions}
+
+
+def _data_set(kaggle: Kaggle, place: places.Place, folder: Path) -> list[str]:
+    version = place.version or places.latest_version(kaggle, place)
+    if not version:
+        raise UserError(f"{place}: not there, or not yours to read; look at {place.url}")
+    return places.download(kaggle, place.at(version), folder)
 
 
 def _competition(kaggle: Kaggle, name: str, folder: Path) -> list[str]:
     from kagglesdk.competitions.types.competition_api_service import ApiDownloadDataFilesRequest
 
     request = fill(ApiDownloadDataFilesRequest(), competition_name=name)
-    packed = folder / ".download"
-    with _rules(name):
-        if not packed.is_file():
-            # An archive that stands there whole was being unpacked.
+    packed = folder / f".{name}.download"
+    # One that stands there whole was being unpacked.
+    if not packed.is_file():
+        with _rules(name):
             kaggle.download(
                 name,
                 lambda client: client.competitions.competition_api_client.download_data_files(request),
@@ -130,8 +145,11 @@ def _competition(kaggle: Kaggle, name: str, folder: Path) -> list[str]:
             )
     try:
         names = unpack(packed, folder, say=_bar)
-    except Damaged:
-        packed.unlink(missing_ok=True)
+    except NoRoom:
+        raise
+    except UserError:
+        # Nothing would make it better; the next call fetches it anew.
+        packed.unlink()
         raise
     packed.unlink()
     return names

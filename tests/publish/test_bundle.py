@@ -138,6 +138,16 @@ def test_the_wheel_is_a_wheel(tmp_path):
     assert str(tmp_path / "site") in done.stdout, done.stderr
 
 
+def test_what_is_not_ours_is_left_alone(run, tmp_path):
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "mine.wav").write_bytes(b"precious")
+    with pytest.raises(UserError, match="dataset: stands there, and is no earlier bundle's; give another --output"):
+        bundle(run, tmp_path, parse("me/dawn-chorus"), competition="birdclef-2026")
+    assert (tmp_path / "dataset" / "mine.wav").read_bytes() == b"precious"
+    with pytest.raises(UserError, match="bundle into a local folder"):
+        bundle(run, "gs://bucket/x", parse("me/dawn-chorus"), competition="birdclef-2026")
+
+
 def test_what_is_missing_is_told(run, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
     (tmp_path / "no-python").write_text("#!/bin/sh\necho 'No module named pip' >&2\nexit 1\n")

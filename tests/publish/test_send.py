@@ -199,6 +199,34 @@ def test_a_version_that_kaggle_is_still_making_is_waited_for(cloud, run):
     assert (done.sent, len(versions(cloud)), len(cloud.kaggle.creations)) == (False, 1, 1)
 
 
+def test_while_kaggle_is_still_making_one_nothing_is_sent(cloud, run):
+    cloud.kaggle.lag = 10**6
+    cloud.faults.append(Fault("lost", "Create"))
+    for _ in range(2):
+        with pytest.raises(KaggleError, match=r"not known whether|still making a version|not there"):
+            publish(run, TO, wait_seconds=1, unconfirmed_seconds=0.2)
+    assert len(cloud.kaggle.creations) == 1
+
+
+def test_a_models_version_that_shows_late_is_not_made_again(cloud, run):
+    to = f"{fakes.USER}/dawn-model"
+    cloud.kaggle.lag = 4
+    cloud.faults.append(Fault("lost", "CreateModelInstance"))
+    with pytest.raises(KaggleError, match="not known whether"):
+        publish(run, to, model=True, wait_seconds=20, unconfirmed_seconds=0.2)
+    done = publish(run, to, model=True, **FAST)
+    assert (done.sent, done.place.version) == (False, 1)
+    assert [name for name, _ in cloud.kaggle.creations].count("CreateModelInstance") == 1
+    assert not Path(run.path("publishing.json")).exists()
+
+
+def test_files_that_can_be_read_late_are_waited_for(cloud, run):
+    cloud.faults += [Fault("404", "DownloadDataset", times=2)]
+    assert publish(run, TO, **FAST).sent
+    cloud.faults[:] = [Fault("404", "DownloadDataset", times=2)]
+    assert not publish(run, TO, **FAST).sent and len(versions(cloud)) == 1
+
+
 def test_a_version_that_kaggle_cannot_make_is_an_error(cloud, run, tmp_path):
     publish(another(run, tmp_path), TO, **FAST)
     cloud.kaggle.datasets[TO].failed = True

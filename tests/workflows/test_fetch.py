@@ -105,6 +105,50 @@ def test_a_fetch_that_was_killed_goes_on(cloud, tmp_path):
     assert held(tmp_path / "in") == FILES == held(tmp_path / "alone")
 
 
+def test_a_folder_belongs_to_what_was_begun_in_it(cloud, tmp_path):
+    """An archive that was being unpacked is not taken for another competition's."""
+    cloud.kaggle.competitions["other-birds"] = zipped({"train.csv": b"other"})
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / f".{NAME}.download").write_bytes(cloud.kaggle.competitions[NAME][:-9])
+    with pytest.raises(UserError, match="damaged"):
+        fetch(NAME, tmp_path / "in")
+    cloud.faults.append(Fault("truncate", "GET down", times=99))
+    with pytest.raises(KaggleError, match="gave no answer"):
+        fetch(NAME, tmp_path / "in")
+    cloud.faults.clear()
+    with pytest.raises(UserError, match="holds birdclef-2026; give another folder"):
+        fetch("other-birds", tmp_path / "in")
+    assert fetch(NAME, tmp_path / "in") == len(FILES) and held(tmp_path / "in") == FILES
+
+
+def test_what_has_arrived_outlives_errors(cloud, tmp_path):
+    """The line breaks, and the server is busy when the rest is asked for: the part stays, and only the rest is sent."""
+    size = len(cloud.kaggle.competitions[NAME])
+    cloud.faults += [Fault("truncate", "GET down"), Fault("503", "GET down", at=3, times=9)]
+    with pytest.raises(KaggleError):
+        fetch(NAME, tmp_path / "in")
+    part = tmp_path / "in" / f".{NAME}.download.part"
+    assert size // 3 < part.stat().st_size < size
+    cloud.faults.clear()
+    before = cloud.sent
+    fetch(NAME, tmp_path / "in")
+    assert held(tmp_path / "in") == FILES and cloud.sent - before < 1.9 * size
+
+
+def test_a_bucket_is_no_folder(tmp_path):
+    with pytest.raises(UserError, match="fetch into a local folder"):
+        fetch(NAME, "gs://bucket/x")
+
+
+@pytest.mark.parametrize("token", ["canary" + "a" * 300, "canary-with\nnewline", "canary-ünï"])
+def test_what_is_no_token_is_not_shown(cloud, tmp_path, token):
+    environment = {**os.environ, "KAGGLE_API_TOKEN": token}
+    command = [sys.executable, "-m", "birdtpu", "fetch", NAME, "--output", str(tmp_path / "in")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and re.fullmatch(r"birdtpu: .*token of KAGGLE_API_TOKEN.*\n", done.stderr), done.stderr
+    assert "canary" not in done.stdout + done.stderr
+
+
 def test_a_hostile_archive_writes_nothing(cloud, tmp_path):
     cloud.kaggle.competitions[NAME] = zip_of({"train.csv": b"x", info("../evil"): b"x"})
     with pytest.raises(UserError, match=r"'\.\./evil': a name that leads out of the folder"):
@@ -137,7 +181,13 @@ def test_a_submission_arrives_once(cloud, tmp_path):
     with pytest.raises(KaggleError, match="not known whether the submission arrived"):
         submit(NAME, path)
     assert len(cloud.kaggle.submissions) == 2
-    assert len([line for line in cloud.lines if "CreateSubmission" in line]) == 3
+    # One that was sent before is not taken for the one that was lost.
+    cloud.faults.append(Fault("drop", "CreateSubmission"))
+    path.write_text("row_id,eurbla\n1,0.6\n")
+    with pytest.raises(KaggleError, match="not known whether the submission arrived") as caught:
+        submit(NAME, path)
+    assert "run the same command again" not in str(caught.value)
+    assert len([line for line in cloud.lines if "CreateSubmission" in line]) == 4
     with pytest.raises(UserError, match=r"no such file, or an empty one; birdtpu predict --submission"):
         submit(NAME, tmp_path / "none.csv")
 
