@@ -266,10 +266,17 @@ def test_what_is_not_there_is_told(cloud, run):
 
 def test_a_download_that_broke_off_goes_on(cloud, run):
     publish(run, TO, **FAST)
-    cloud.lines.clear()
+    spans, answer = [], cloud.answer
+
+    def noted(request):
+        if request.host == fakes.DOWNLOADS:
+            spans.append(request.headers.get("range", ""))
+        return answer(request)
+
+    cloud.answer = noted
     cloud.faults.append(Fault("truncate", "GET down"))
     places.resolve(f"kaggle:{TO}")
-    assert len([line for line in cloud.lines if line.startswith("GET down")]) == 2
+    assert [span for span in spans if re.fullmatch(r"bytes=[1-9]\d*-", span)] == spans[-1:]
 
 
 def test_addresses():
