@@ -68,7 +68,8 @@ def _gfile(path: str | os.PathLike) -> Iterator[Any]:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
     except errors.OpError as error:
         reason = (error.message.strip().splitlines() or ["no reason given"])[0]
-        raise UserError(f"{path}: {'; '.join(filter(None, [reason, gone(path)]))}") from error
+        hint = gone(path) if isinstance(error, errors.PermissionDeniedError) else ""
+        raise UserError(f"{path}: {'; '.join(filter(None, [reason, hint]))}") from error
 
 
 def exists(path: str | os.PathLike) -> bool:

@@ -109,7 +109,7 @@ def card(run: Run, metrics: dict[str, Any], address: str, licence: str) -> str:
         for code, scientific, common in zip(classes.codes, classes.scientific_names, classes.common_names, strict=True)
     ]
     scored = [
-        f"- {name.replace('_', ' ')}: {text}"
+        f"- {text}"
         for name in ("macro_average_precision", "macro_roc_auc", "micro_f1", "lwlrap", "recording_accuracy")
         if (text := _score(metrics, name))
     ]
