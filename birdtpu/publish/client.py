@@ -194,6 +194,8 @@ class Kaggle:
                         for block in response.iter_content(1 << 16):
                             file.write(block)
                             bar.update(len(block))
+                        file.flush()
+                        os.fsync(file.fileno())
                     if 0 <= size != part.stat().st_size:
                         raise requests.ConnectionError("cut short")
                 os.replace(part, path)

@@ -50,6 +50,7 @@ def held(home) -> dict[str, bytes]:
 def test_a_competition_comes_whole_and_once(cloud, tmp_path):
     assert fetch(NAME, tmp_path / "in") == len(FILES)
     assert held(tmp_path / "in") == FILES
+    assert len([line for line in cloud.lines if line.startswith("GET down")]) == 1
     cloud.lines.clear()
     assert fetch(NAME, tmp_path / "in") == len(FILES) and not cloud.lines
     with pytest.raises(UserError, match="holds birdclef-2026; give another folder"):
