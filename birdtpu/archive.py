@@ -176,7 +176,7 @@ def _opened(path: Path) -> Iterator[tuple[Iterator[_Member], Callable[[_Member],
         try:
             if head == b"PK":
                 archive = stack.enter_context(zipfile.ZipFile(path))
-                found = _zip_members(path, archive), partial(_open_zipped, path, archive)
+                found = _zip_members(path, archive), partial(_open_zipped, archive)
             else:
                 opener: Any = gzip.open if head == b"\x1f\x8b" else open
                 measured: Any = _Measured(stack.enter_context(opener(path, "rb")))
@@ -210,11 +210,8 @@ def _plain(name: str) -> str:
     return "" if name in (".", "./") else name.removeprefix("./")
 
 
-def _open_zipped(path: Path, archive: zipfile.ZipFile, member: _Member) -> IO[bytes]:
-    try:
-        return archive.open(member.key)
-    except NotImplementedError as error:
-        raise _refused(path, member.name, str(error)) from error
+def _open_zipped(archive: zipfile.ZipFile, member: _Member) -> IO[bytes]:
+    return archive.open(member.key)
 
 
 def _tar_members(path: Path, archive: tarfile.TarFile) -> Iterator[_Member]:

@@ -74,16 +74,16 @@ def submit(competition: str, file: PathLike, message: str = "") -> str:
     path = Path(file)
     if not path.is_file() or not path.stat().st_size:
         raise UserError(f"{path}: no such file, or an empty one; birdtpu predict --submission writes one")
-    from kagglesdk.competitions.types.competition_api_service import (
-        ApiCreateSubmissionRequest,
-        ApiStartSubmissionUploadRequest,
-    )
-
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     message = f"{message} [{checksum}]".strip()
     about = {"competition_name": competition}
     size, changed = path.stat().st_size, int(path.stat().st_mtime)
     with Kaggle() as kaggle, _rules(competition):
+        from kagglesdk.competitions.types.competition_api_service import (
+            ApiCreateSubmissionRequest,
+            ApiStartSubmissionUploadRequest,
+        )
+
         begin = fill(ApiStartSubmissionUploadRequest(), **about, file_name=path.name, content_length=size)
         begin.last_modified_epoch_seconds = changed
         begun = kaggle.ask(competition, lambda c: c.competitions.competition_api_client.start_submission_upload(begin))
@@ -168,7 +168,7 @@ def _rules(competition: str) -> Iterator[None]:
 
 
 def _fetched(folder: Path) -> dict[str, Any]:
-    """What stands whole in a folder; empty where nothing does."""
+    """What a folder was begun with, and its files when it is whole (else 0); empty where it is nobody's."""
     try:
         held = json.loads((folder / DONE).read_text("utf-8"))
         return {"source": str(held["source"]), "files": int(held["files"])}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import google_crc32c
 
-from tests.fakes.server import Reply, Request
+from tests.fakes.server import Failure, Reply, Request
 
 UPDATED = "2026-11-21T12:00:00.000Z"
 
@@ -42,12 +42,6 @@ class Upload:
     resource: dict
     query: dict[str, str]
     data: bytes = b""
-
-
-class Failure(Exception):
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status, self.message = status, message
 
 
 class FakeStorage:

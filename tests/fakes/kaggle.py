@@ -8,7 +8,7 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.fakes.server import Reply, Request, Server
+from tests.fakes.server import Failure, Reply, Request, Server
 
 USER = "ornithologist"
 # What must never be seen in an output.
@@ -46,12 +46,6 @@ class Dataset:
     versions: list[Version] = field(default_factory=list)
     unseen: int = 0
     failed: bool = False
-
-
-class Failure(Exception):
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status, self.message = status, message
 
 
 class FakeKaggle:

@@ -46,6 +46,14 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
 
 
+class Failure(Exception):
+    """What a service refuses, by HTTP's status and a message."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status, self.message = status, message
+
+
 @dataclass
 class Fault:
     """What goes wrong, at the `at`-th request whose line matches, and at `times` of them in a row.
