@@ -59,11 +59,11 @@ def lowered(name: str, replicas: int, part: str) -> bytes:
     count = len(network.trainable_variables)
 
     def step(batch: dict, values: list) -> tuple:
-        image, targets, mask = model.augmented(batch)
+        image, labels = model.augmented(batch)
         with tf.GradientTape() as tape, keras.StatelessScope(zip(variables, values, strict=True)) as scope:
             tape.watch(values[:count])
             outputs = seeded(network, batch["seed"], image, training=True)
-            loss = loss_of(outputs, targets, mask, batch["weight"], train)
+            loss = loss_of(outputs, labels, train)
         gradients = tape.gradient(loss, values[:count])
         if replicas > 1:
             group = tf.constant([[*range(replicas)]])

@@ -148,7 +148,12 @@ class Model(Section):
 
     backbone: str = "ResNet50"
     weights: str = Field(default="none", description="none, imagenet, or the path of a backbone's *.weights.h5")
-    features: Count = Field(default=1024, description="units of the layer before the attention")
+    head: Literal["attention", "mean", "sliding"] = Field(
+        default="attention",
+        description="attention over segments; mean over time and frequency; or a classifier that slides over time",
+    )
+    window_seconds: Positive = Field(default=2.0, description="what the sliding head sees at once")
+    features: Count = Field(default=1024, description="units of the layer before the scores (not of the head mean)")
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     attention: Literal["tanh", "soft", "clamp"] = Field(
         default="tanh", description="how the attention's logits are bounded"
@@ -174,8 +179,22 @@ class Train(Section):
     weight_decay: NotNegative = Field(default=0.01, description="AdamW's, on kernels only")
     clip_norm: NotNegative = Field(default=0.0, description="largest norm of the gradient; 0: not clipped")
     label_smoothing: Probability = 0.0
-    segment_loss: NotNegative = Field(
-        default=0.0, description="weight of the loss on the highest segment, beside the clip's 1"
+    pos_weight: Positive = Field(default=1.0, description="factor of the loss of what is present")
+    focal_gamma: NotNegative = Field(
+        default=0.0, description="focal loss: what is nearly right counts less; 0: plain cross-entropy"
+    )
+    clip_loss: NotNegative = Field(default=1.0, description="weight of the loss on the clip's score")
+    segment_loss: NotNegative = Field(default=0.0, description="weight of the loss on the highest segment")
+    frame_loss: NotNegative = Field(
+        default=0.0, description="weight of the loss on the segments inside annotations' times"
+    )
+    instances: Count = Field(
+        default=1,
+        description="multiple-instance training: clips of a recording, of which the one where its species score "
+        "highest is trained on; 1: off",
+    )
+    silence_db: Positive = Field(
+        default=60.0, description="with instances: a clip so far below the recording's loudest is never chosen"
     )
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.999, description="of the weights that are kept; 0: none"
@@ -401,7 +420,7 @@ def _explain(problem: Any) -> str:
 
 def _check(recipe: Recipe, origin: str) -> None:
     """What no single key can say."""
-    audio, frontend, augment = recipe.audio, recipe.frontend, recipe.augment
+    audio, frontend, augment, labels = recipe.audio, recipe.frontend, recipe.augment, recipe.labels
     faults = (
         (frontend.f_min >= frontend.f_max, "frontend.f_min: must lie below frontend.f_max"),
         (
@@ -414,8 +433,8 @@ def _check(recipe: Recipe, origin: str) -> None:
         ),
         (frontend.win_length > frontend.n_fft, "frontend.win_length: longer than frontend.n_fft"),
         (
-            audio.record_seconds < audio.clip_seconds + audio.margin_seconds,
-            "audio.record_seconds: shorter than a clip and its margin",
+            audio.record_seconds < audio.clip_seconds * recipe.train.instances + audio.margin_seconds,
+            "audio.record_seconds: shorter than a clip and its margin, or than train.instances clips",
         ),
         (
             augment.pitch_semitones[0] > augment.pitch_semitones[1],
@@ -427,6 +446,30 @@ def _check(recipe: Recipe, origin: str) -> None:
             "train.batch_size: must be a multiple of 8 (and train.accumulate times 8) with augment.mixup_probability",
         ),
         (recipe.train.batch_size % recipe.train.accumulate != 0, "train.accumulate: must divide train.batch_size"),
+        (
+            recipe.train.clip_loss == recipe.train.segment_loss == recipe.train.frame_loss == 0,
+            "train.clip_loss: all losses are 0; give one of train.clip_loss, segment_loss and frame_loss a weight",
+        ),
+        (
+            recipe.train.frame_loss > 0 and (audio.margin_seconds > 0 or augment.tempo_probability > 0),
+            "train.frame_loss: annotations' times need audio.margin_seconds = 0 and augment.tempo_probability = 0",
+        ),
+        (
+            recipe.train.frame_loss > 0 and labels.timed != "sections",
+            "train.frame_loss: needs labels.timed = 'sections'",
+        ),
+        (
+            recipe.train.instances > 1 and (audio.margin_seconds > 0 or recipe.train.frame_loss > 0),
+            "train.instances: several clips of a recording need audio.margin_seconds = 0 and train.frame_loss = 0",
+        ),
+        (
+            recipe.predict.head == "attention" and recipe.model.head != "attention",
+            f"predict.head: attention is no score of model.head {recipe.model.head}; take clipwise or segmentwise",
+        ),
+        (
+            recipe.model.head == "sliding" and recipe.model.window_seconds > audio.clip_seconds,
+            "model.window_seconds: longer than audio.clip_seconds",
+        ),
         (recipe.predict.hop_seconds > audio.clip_seconds, "predict.hop_seconds: longer than a clip leaves gaps"),
         (
             recipe.train.patience > 0

@@ -33,3 +33,39 @@ def test_a_sure_mistake_costs_its_logit():
     # 40 is a probability that rounds to 1: from probabilities, its slope would be lost.
     out = numpy(losses.binary_cross_entropy(np.array([[-40.0, 40.0]]), np.array([[1.0, 0.0]]), np.ones((1, 2))))
     np.testing.assert_allclose(out, 40, rtol=1e-6)
+
+
+def test_positive_weight_matches_tensorflows_definition():
+    z, t = RNG.normal(0, 4, (4, 6)).astype(np.float32), RNG.random((4, 6)).astype(np.float32)
+    p = 1 / (1 + np.exp(-z.astype(np.float64)))
+    twin = -(3 * t * np.log(p) + (1 - t) * np.log(1 - p)).mean(axis=1)
+    np.testing.assert_allclose(
+        numpy(losses.binary_cross_entropy(z, t, np.ones_like(t), pos_weight=3.0)), twin, rtol=1e-5
+    )
+
+
+def test_focal_loss_matches_keras():
+    z, t = RNG.normal(0, 4, (4, 6)).astype(np.float32), RNG.integers(0, 2, (4, 6)).astype(np.float32)
+    ours = numpy(losses.binary_cross_entropy(z, t, np.ones_like(t), focal_gamma=2.0))
+    focal = keras.losses.BinaryFocalCrossentropy(gamma=2.0, from_logits=True, reduction=None)
+    np.testing.assert_allclose(ours, numpy(focal(t, z)), rtol=1e-4)
+    plain = numpy(losses.binary_cross_entropy(z, t, np.ones_like(t)))
+    assert (ours <= plain).all() and (ours < plain).any()
+
+
+def test_frames_match_a_loop():
+    z = RNG.normal(0, 3, (2, 3, 4)).astype(np.float32)
+    t = RNG.integers(0, 2, (2, 10, 4)).astype(np.float32)
+    mask = RNG.integers(0, 2, (2, 10, 4)).astype(np.float32)
+    p = 1 / (1 + np.exp(-z.astype(np.float64)))
+    twin = []
+    for i in range(2):
+        cost = [
+            -np.log(p[i, f * 3 // 10, c] if t[i, f, c] else 1 - p[i, f * 3 // 10, c])
+            for f in range(10)
+            for c in range(4)
+            if mask[i, f, c]
+        ]
+        twin.append(np.mean(cost))
+    np.testing.assert_allclose(numpy(losses.framewise_cross_entropy(z, t, mask)), twin, rtol=1e-5)
+    assert numpy(losses.framewise_cross_entropy(z, t, np.zeros_like(mask))).tolist() == [0, 0]

@@ -26,6 +26,8 @@ if os.environ.get("KERAS_BACKEND") == "jax":
 GROUP = 8
 # A remote read is mostly waiting: more of them at once than there are cores.
 REMOTE_READS = 64
+# More samples than any record has.
+WHOLE = 1 << 40
 STRETCH = ["start_seconds", "end_seconds"]
 
 
@@ -44,6 +46,8 @@ def batches(
     *,
     clip_samples: int,
     batch_size: int,
+    clips: int = 1,
+    frame_hop: int = 0,
     seed: int = 0,
     start_step: int = 0,
     steps: int | None = None,
@@ -58,7 +62,9 @@ def batches(
     of one epoch and the start of the next; a clip is drawn from its section. Else: each row once, in the plan's order,
     its clip at the start of its section; the last batch is filled up with rows of weight 0.
 
-    A clip longer than its section reaches beyond it within the record. A record shorter than a clip is repeated.
+    A clip longer than its section reaches beyond it within the record. A record shorter than a clip is repeated. Of
+    several clips, the first is drawn so, and the others follow it; what lies behind the record's end is repeated too,
+    but masked.
 
     Args:
         data: Folder or folders that `prepare` wrote, local or `gs://`.
@@ -66,6 +72,8 @@ def batches(
         classes: The columns of the targets.
         clip_samples: Samples a clip, with what the device's augmentation needs.
         batch_size: Rows a batch, over all replicas.
+        clips: Clips a row, one behind the other, of a multiple-instance recipe.
+        frame_hop: Samples from one frame to the next, of a recipe with a loss on frames; 0: none.
         seed: The run's.
         start_step: The first step; those before it are not replayed.
         steps: Step to end before, counted from 0. None: no end in training, else the end of the plan.
@@ -77,7 +85,9 @@ def batches(
 
     Returns: a dataset of dicts: `audio` `(batch_size, clip_samples)` float32 (or int16, with `audio_gain`
     `(batch_size,)` float32: audio is their product), `targets` and `target_mask` `(batch_size, classes)` float32,
-    `weight` `(batch_size,)` float32, `row` and `seed` `(batch_size,)` int32.
+    `weight` `(batch_size,)` float32, `row` and `seed` `(batch_size,)` int32. With several clips `audio` is
+    `(batch_size, clips, clip_samples)`, and `clip_mask` `(batch_size, clips)` float32. With a `frame_hop`,
+    `frame_targets` and `frame_mask` `(batch_size, 1 + clip_samples // frame_hop, classes)` float32.
 
     Raises: UserError where the plan is empty, a record of it lies in no folder, a species of it is not in `classes`, or
     the folders' sample rates differ. While it is read: see `named_errors`.
@@ -98,23 +108,30 @@ def batches(
             stacklevel=2,
         )
     parallel = threads or (REMOTE_READS if remote else 2 * (os.cpu_count() or 1))
-    jobs = _jobs(plan, shelf, place, clip_samples, batch_size, seed, training)
+    jobs = _jobs(plan, shelf, place, clip_samples, clips, batch_size, seed, training)
     with named_errors(data):
         read = _from_memory(shelf, np.unique(place), parallel) if cache else _from_shards(shelf)
-    length = tf.constant([clip_samples], tf.int64)
+    length = tf.constant([clips * clip_samples], tf.int64)
 
     def clip(job: tf.Tensor) -> dict[str, tf.Tensor]:
-        position, seed, real, record, start, copies, shift = tf.unstack(job)
-        pcm, gain = read(record, start, length[0])
-        # Both are free where they change nothing: TensorFlow then passes the tensor on.
-        pcm = tf.ensure_shape(tf.slice(tf.tile(pcm, [copies]), [shift], length), [clip_samples])
+        position, seed, real, record, start, copies, shift, whole = tf.unstack(job)
+        pcm, gain = read(record, start, tf.where(copies > 1, WHOLE, length[0]))
+        # All are free where they change nothing: TensorFlow then passes the tensor on.
+        pcm = tf.ensure_shape(tf.slice(tf.tile(pcm, [copies]), [shift], length), [clips * clip_samples])
+        pcm = tf.reshape(pcm, [clips, clip_samples]) if clips > 1 else pcm
         sound = {"audio": pcm, "audio_gain": gain} if pcm16 else {"audio": tf.cast(pcm, tf.float32) * gain}
-        return {**sound, "position": position, "real": real, "seed": tf.cast(seed, tf.int32)}
+        if clips > 1:
+            sound["clip_mask"] = tf.sequence_mask(whole, clips, tf.float32)
+        place = {"start": start + shift} if frame_hop else {}
+        return {**sound, **place, "position": position, "real": real, "seed": tf.cast(seed, tf.int32)}
 
     dataset = tf.data.Dataset.range(start_step, 2**62 if steps is None else steps)
-    dataset = dataset.map(lambda step: tf.ensure_shape(tf.numpy_function(jobs, [step], tf.int64), [batch_size, 7]))
+    dataset = dataset.map(lambda step: tf.ensure_shape(tf.numpy_function(jobs, [step], tf.int64), [batch_size, 8]))
     dataset = dataset.unbatch().map(clip, num_parallel_calls=parallel, deterministic=True)
-    dataset = dataset.batch(batch_size, drop_remainder=True).map(_join(plan, classes)).prefetch(2)
+    dataset = dataset.batch(batch_size, drop_remainder=True)
+    if frame_hop:
+        dataset = dataset.map(_join_frames(plan, shelf, place, classes, clip_samples, frame_hop))
+    dataset = dataset.map(_join(plan, classes)).prefetch(2)
     options = tf.data.Options()
     options.deterministic = True
     if threads or remote:
@@ -181,9 +198,16 @@ def _named(error: tf.errors.OpError, shelf: Shelf) -> UserError | None:
 
 
 def _jobs(
-    plan: pd.DataFrame, shelf: Shelf, place: np.ndarray, clip: int, batch_size: int, seed: int, training: bool
+    plan: pd.DataFrame,
+    shelf: Shelf,
+    place: np.ndarray,
+    clip: int,
+    clips: int,
+    batch_size: int,
+    seed: int,
+    training: bool,
 ) -> Callable[[Any], np.ndarray]:
-    """The function from a step to its rows: `(batch_size, 7)` int64, what `clip` in `batches` unpacks."""
+    """The function from a step to its rows: `(batch_size, 8)` int64, what `clip` in `batches` unpacks."""
     table = shelf.table.iloc[place]
     shard = table["shard"].to_numpy()
     length = np.rint(table["seconds"].to_numpy() * shelf.sample_rate).astype(np.int64)
@@ -208,10 +232,12 @@ def _jobs(
         seeds = order.example_seeds(row[position], occurrence, seed=seed, epoch=epoch)
         samples = length[position]
         start = order.clip_starts(begin[position], end[position], samples, clip, seeds if training else None)
-        short = samples < clip
-        copies, shift = np.where(short, -(-(start + clip) // samples), 1), np.where(short, start, 0)
+        # A record that ends before the last clip does is read whole, and repeated.
+        short = samples < start + clips * clip
+        copies, shift = np.where(short, -(-(start + clips * clip) // samples), 1), np.where(short, start, 0)
         real = stream < count if not training else np.ones(batch_size)
-        columns = (position, seeds, real, place[position], np.where(short, 0, start), copies, shift)
+        whole = np.maximum(-(-(samples - start) // clip), 1)
+        columns = (position, seeds, real, place[position], np.where(short, 0, start), copies, shift, whole)
         return np.stack(columns, axis=1).astype(np.int64)
 
     return jobs
@@ -282,6 +308,48 @@ def _join(plan: pd.DataFrame, classes: ClassList) -> Callable[[dict[str, tf.Tens
             "target_mask": tf.gather(mask, label),
             "weight": tf.gather(weight, position) * tf.cast(real, tf.float32),
             "row": tf.gather(row, position),
+        }
+
+    return join
+
+
+def _join_frames(
+    plan: pd.DataFrame, shelf: Shelf, place: np.ndarray, classes: ClassList, clip_samples: int, hop: int
+) -> Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]:
+    """What timed rows of the same record say of each frame of a batch: `frame_targets` and `frame_mask`.
+
+    A frame stands at its window's middle. Where one row says yes and another no, it is yes.
+    """
+    timed = np.flatnonzero(plan["source"].to_numpy() == "timed")
+    if not len(timed):
+        raise UserError("train.frame_loss: no recording has timed annotations; set train.frame_loss = 0")
+    rate = shelf.sample_rate
+    begin, end = (plan[column].to_numpy()[timed] * rate for column in STRETCH)
+    targets, mask = dense_targets(plan.iloc[timed], classes)
+    of_record = pd.Series(np.arange(len(timed))).groupby(place[timed]).indices
+    samples = np.rint(shelf.table["seconds"].to_numpy() * rate).astype(np.int64)
+    offsets = np.arange(0, clip_samples + 1, hop)
+
+    def frames(position: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        out = np.zeros((2, len(position), len(offsets), len(classes)), np.float32)
+        for i, (record, first) in enumerate(zip(place[position], start, strict=True)):
+            # A short record is repeated; the last frame of a long one stands on its end.
+            time = first + offsets
+            time = time % samples[record] if first + clip_samples > samples[record] else time
+            for row in of_record.get(record, ()):
+                inside = (begin[row] <= time) & (time < end[row])
+                out[0, i, inside] = np.maximum(out[0, i, inside], targets[row])
+                out[1, i, inside] = np.maximum(out[1, i, inside], mask[row])
+        return out[0], out[1]
+
+    def join(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        start = batch.pop("start")
+        found = tf.numpy_function(frames, [batch["position"], start], [tf.float32, tf.float32])
+        shape = [start.shape[0], len(offsets), len(classes)]
+        return {
+            **batch,
+            "frame_targets": tf.ensure_shape(found[0], shape),
+            "frame_mask": tf.ensure_shape(found[1], shape),
         }
 
     return join

@@ -6,7 +6,8 @@ than a record, one row a record, of which each epoch takes one in turn.
 
 What is known of a row stands in two columns of codes joined by `;`. `targets`: the species that are present. `unknown`:
 the species of which nothing is known; where it begins with `*`, nothing is known of any species but the targets and the
-codes after the `*`, which are absent (`*;b`: all unknown but b, which is absent).
+codes after the `*`, which are absent (`*;b`: all unknown but b, which is absent). `source` is `labelled` where that is
+said of the whole recording, `timed` where an annotation says it of this stretch.
 """
 
 import io
@@ -95,7 +96,8 @@ def make_plan(
     held = weak.index[weak["role"] != "train"]
     held = pd.DataFrame({"recording": held, "start_seconds": 0.0, "end_seconds": ends[held].to_numpy(), "repeats": 1})
     labels = _weak_labels(weak, classes, secondary)
-    parts = [part.join(labels, on="recording") for part in (train, held)] + [boxes.assign(repeats=1)]
+    parts = [part.join(labels, on="recording").assign(source="labelled") for part in (train, held)]
+    parts.append(boxes.assign(repeats=1, source="timed"))
     joined = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
     joined = joined.join(table[["role", "weight"]], on="recording").sort_values(STRETCH)
     joined = joined[(joined["targets"] != "") | (joined["unknown"] != "*")].reset_index(drop=True)
@@ -106,7 +108,7 @@ def make_plan(
 
     owner, inside = _over_records(joined, records, clip_seconds)
     plan = joined.drop(columns=["start_seconds", "end_seconds"]).iloc[owner].reset_index(drop=True).join(inside)
-    plan = plan.assign(row=np.arange(len(plan)), section=owner, source="labelled")
+    plan = plan.assign(row=np.arange(len(plan)), section=owner)
     return plan[list(COLUMNS)].astype(COLUMNS)
 
 

@@ -95,8 +95,8 @@ class Mixup:
     def _table(self) -> np.ndarray:
         return random.beta_table(self.alpha)
 
-    def __call__(self, power: Any, targets: Any, mask: Any, seed: Any) -> tuple[Any, Any, Any]:
-        """`(batch, frames, mels)`, `(batch, classes)` twice and `(batch,)` to the first three, mixed.
+    def __call__(self, power: Any, labels: dict[str, Any], seed: Any) -> tuple[Any, dict[str, Any]]:
+        """Mix power `(batch, frames, mels)` and labels (see `mixing.mix_targets`) by the draws of `seed` `(batch,)`.
 
         Every example's power is brought to a mean of one, mixed or not.
         """
@@ -105,8 +105,11 @@ class Mixup:
         # The example itself stays the louder one: its row's weight is its own.
         share = 1 - mixed * (1 - ops.maximum(share, 1 - share))
         partner = mixing.partners(random.uniform(seed, random.stream("mixup partner")), power.shape[0])
-        targets, mask = mixing.mix_targets(targets, mask, partner, share, self.union)
-        return mixing.blend(mixing.unit_energy(power), partner, share), targets, mask
+        for name, known in (("targets", "target_mask"), ("frame_targets", "frame_mask")):
+            if name in labels:
+                mixed = mixing.mix_targets(labels[name], labels[known], partner, share, self.union)
+                labels = {**labels, **dict(zip((name, known), mixed, strict=True))}
+        return mixing.blend(mixing.unit_energy(power), partner, share), labels
 
 
 @dataclass(frozen=True)

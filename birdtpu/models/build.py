@@ -12,10 +12,12 @@ from birdtpu.layers.dropout import seed_scope
 from birdtpu.layers.image import Image
 from birdtpu.layers.mel_spectrogram import MelSpectrogram
 from birdtpu.models.backbones import BACKBONES, build_backbone
-from birdtpu.models.heads import attention
-from birdtpu.ops import framing, pooling
+from birdtpu.models.heads import head
+from birdtpu.ops import framing, instances, pooling
 from birdtpu.ops.stretching import VOCODER_SMEAR_SECONDS
 from birdtpu.recipe import Recipe
+
+LABELS = ("targets", "target_mask", "weight", "frame_targets", "frame_mask")
 
 
 class SoundEventModel:
@@ -44,6 +46,7 @@ class SoundEventModel:
     ) -> None:
         audio, front, augment = recipe.audio, recipe.frontend, recipe.augment
         self.frames = framing.frame_count(recipe.clip_samples, front.hop_length)
+        self.instances, self.silence_db = recipe.train.instances, recipe.train.silence_db
         self.pitch_tempo = PitchTempo(
             augment.pitch_probability, augment.pitch_semitones, augment.tempo_probability, augment.tempo_rates
         )
@@ -83,22 +86,38 @@ class SoundEventModel:
         picture = Image(recipe.frontend.image_size, *pixels)(log_mel)
         synchronized = recipe.train.synchronized_batch_norm
         backbone = build_backbone(model.backbone, picture.shape[1:3], weights, synchronized, for_tpu=platform == "tpu")
-        outputs = attention(
-            backbone(picture), classes=classes, features=model.features, dropout=model.dropout, bound=model.attention
-        )
+        outputs = head(backbone(picture), model, classes=classes, clip_seconds=recipe.audio.clip_seconds)
         return keras.Model(log_mel, outputs, name="sound_event_model")
 
     def log_mel(self, audio: Any, gain: Any | None = None) -> Any:
         """`(batch, clip samples)` in [-1, 1], or int16 and gains `(batch,)`, to `(batch, frames, mels)` in [0, 1]."""
         return self.decibel(self.mel(audio, None, gain))
 
-    def augmented(self, batch: dict[str, Any]) -> tuple[Any, Any, Any]:
-        """A training batch to scaled log-mels, targets and mask.
+    def log_mels(self, batch: dict[str, Any]) -> Any:
+        """`(batch * clips, frames, mels)` in [0, 1] of a multiple-instance batch."""
+        audio, gain = batch["audio"], batch.get("audio_gain")
+        gain = gain if gain is None else ops.repeat(gain, self.instances)
+        return self.log_mel(ops.reshape(audio, (-1, audio.shape[-1])), gain)
+
+    def choose(self, batch: dict[str, Any], logits: Any) -> dict[str, Any]:
+        """A multiple-instance batch to one with the best clip of each recording.
+
+        Args:
+            batch: `audio` `(batch, clips, samples)`, and `clip_mask`.
+            logits: `(batch * clips, classes)` of the network on `log_mels`.
+        """
+        allowed = batch["clip_mask"] * instances.audible(batch["audio"], batch["clip_mask"], self.silence_db)
+        logits = ops.reshape(logits, (-1, self.instances, logits.shape[-1]))
+        best = instances.best(logits, batch["targets"] * batch["target_mask"], allowed)
+        return {**batch, "audio": instances.take(batch["audio"], best)}
+
+    def augmented(self, batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """A training batch to scaled log-mels and labels.
 
         Args:
             batch: Of the batch contract; `audio` holds the clip and its margin.
 
-        Returns: `(batch, frames, mels)`, and targets and mask `(batch, classes)`.
+        Returns: `(batch, frames, mels)`, and the batch's labels, those that are mixed in their mixed form.
         """
         audio, seed = batch["audio"], batch["seed"]
         source_frames = framing.frame_count(audio.shape[1], self.mel.hop_length)
@@ -106,10 +125,10 @@ class SoundEventModel:
         drawn = pitch_ratio if self.pitch_tempo.pitch_probability else None
         place = {"frames": self.frames, "smear_frames": self.smear_frames}
         power = crop(self.mel(audio, drawn, batch.get("audio_gain")), pitch_ratio, start, rate, **place)
-        targets, mask = batch["targets"], batch["target_mask"]
+        labels = {name: batch[name] for name in LABELS if name in batch}
         if self.mixup.probability:
-            power, targets, mask = self.mixup(power, targets, mask, seed)
-        return self.spec_augment(self.decibel(power), seed), targets, mask
+            power, labels = self.mixup(power, labels, seed)
+        return self.spec_augment(self.decibel(power), seed), labels
 
     def __call__(self, audio: Any) -> dict[str, Any]:
         """Outputs at inference.
@@ -117,9 +136,9 @@ class SoundEventModel:
         Args:
             audio: `(batch, clip samples)` in [-1, 1].
 
-        Returns: probabilities `clipwise` `(batch, classes)`, `segmentwise` and `norm_att` `(batch, segments, classes)`,
-        `framewise` `(batch, frames, classes)`: the segments' laid out over the log-mel's frames; `clipwise_logits` and
-        `segmentwise_logits`; and `embedding` `(batch, features)`.
+        Returns: probabilities `clipwise` `(batch, classes)`, `segmentwise` and, of an attention head, `norm_att`
+        `(batch, segments, classes)`, `framewise` `(batch, frames, classes)`: the segments' laid out over the log-mel's
+        frames; `clipwise_logits` and `segmentwise_logits`; and `embedding` `(batch, features)`.
         """
         outputs = self.network(self.log_mel(audio), training=False)
         return {**outputs, "framewise": pooling.over_frames(outputs["segmentwise"], self.frames)}
@@ -146,6 +165,8 @@ def clip_scores(outputs: dict[str, Any], head: str) -> Any:
     if head == "segmentwise":
         return ops.max(outputs["segmentwise"], axis=1)
     if head == "attention":
+        if "norm_att" not in outputs:
+            raise UserError("head 'attention': a model of another head has none; take clipwise or segmentwise")
         return ops.max(outputs["segmentwise"] * outputs["norm_att"], axis=1)
     raise UserError(f"head {head!r}: one of clipwise, segmentwise, attention")
 

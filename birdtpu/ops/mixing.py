@@ -57,15 +57,15 @@ def mix_targets(targets: Any, mask: Any, partner: Any, share: Any, union: bool) 
     A class is known where it is positive in either example or known in both.
 
     Args:
-        targets, mask: `(batch, classes)` in [0, 1]; mask 0 is unknown.
+        targets, mask: `(batch, ..., classes)` in [0, 1]; mask 0 is unknown.
         partner: `(batch,)` int32.
         share: `(batch,)`; 1 is an example that was not mixed and keeps its own targets and mask.
         union: True: the larger of the two targets ("who sings"); False: their mean by share (Zhang et al. 2018,
             arXiv:1710.09412), where what is unknown counts as 0.
 
-    Returns: targets and mask, `(batch, classes)` each.
+    Returns: targets and mask, of the same shape.
     """
-    share = share[:, None]
+    share = ops.reshape(share, (-1, *[1] * (len(targets.shape) - 1)))
     other, other_mask = ops.take(targets, partner, axis=0), ops.take(mask, partner, axis=0)
     positive = ops.maximum(targets * mask, other * other_mask)
     mixed = positive if union else share * targets * mask + (1 - share) * other * other_mask

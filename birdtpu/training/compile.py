@@ -68,14 +68,17 @@ class Program:
     @property
     def batch(self) -> Shapes:
         """A micro-batch over all devices: name -> shape and kind, int16 audio as training feeds it."""
-        rows, classes = self.train.batch_size // self.train.accumulate, self.classes
+        rows, classes, clips = self.train.batch_size // self.train.accumulate, self.classes, self.train.instances
         vectors = {"audio_gain": "float32", "weight": "float32", "row": "int32", "seed": "int32"}
         tables = {"targets": "float32", "target_mask": "float32"}
-        return {
-            "audio": ((rows, self.recipe.source_samples), "int16"),
+        frames = ("frame_targets", "frame_mask") if self.train.frame_loss else ()
+        out = {
+            "audio": ((rows, *([clips] if clips > 1 else []), self.recipe.source_samples), "int16"),
             **{name: ((rows,), kind) for name, kind in vectors.items()},
             **{name: ((rows, classes), kind) for name, kind in tables.items()},
+            **dict.fromkeys(frames, ((rows, self.model.frames, classes), "float32")),
         }
+        return {**out, "clip_mask": ((rows, clips), "float32")} if clips > 1 else out
 
 
 def make_program(recipe: Recipe, *, classes: int, batch: int, devices: int) -> Program:
@@ -333,10 +336,12 @@ def _images(program: Program, part: str) -> Callable[[Any], Any]:
     image = next(layer for layer in model.network.layers if isinstance(layer, Image))
 
     def images(batch: Any) -> Any:
+        if model.instances > 1:
+            batch = {**batch, "audio": batch["audio"][:, 0]}
         if part == "frontend":
             return image(model.log_mel(batch["audio"][:, : program.recipe.clip_samples], batch["audio_gain"]))
-        log_mel, *labels = model.augmented(batch)
-        return image(log_mel), *labels
+        log_mel, labels = model.augmented(batch)
+        return image(log_mel), labels
 
     return images
 

@@ -52,12 +52,18 @@ def make_update(
     network = model.network
 
     def loss_fn(weights: Any, fixed: Any, batch: Batch, prepared: Any) -> Any:
-        image, targets, mask = prepared
+        image, labels = prepared
         outputs, fixed = seeded(network.stateless_call, batch["seed"], weights, fixed, image, training=True)
-        return loss_of(outputs, targets, mask, batch["weight"], train), fixed
+        return loss_of(outputs, labels, train), fixed
 
     def gradients_of(weights: Any, fixed: Any, batch: Batch) -> Any:
-        with jax.default_matmul_precision("highest"):
+        exactly = jax.default_matmul_precision("highest")
+        if model.instances > 1:
+            with exactly:
+                images = model.log_mels(batch)
+            outputs, _ = network.stateless_call(weights, fixed, images, training=False)
+            batch = model.choose(batch, outputs["clipwise_logits"])
+        with exactly:
             prepared = model.augmented(batch)
         return jax.value_and_grad(loss_fn, has_aux=True)(weights, fixed, batch, prepared)
 

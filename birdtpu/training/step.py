@@ -83,17 +83,28 @@ def make_optimizer(network: keras.Model, train: Train, steps: int) -> keras.opti
     return optimizer
 
 
-def loss_of(outputs: dict[str, Any], targets: Any, mask: Any, weight: Any, train: Train) -> Any:
+def loss_of(outputs: dict[str, Any], labels: dict[str, Any], train: Train) -> Any:
     """Sum over examples of their loss, divided by the global batch: a scalar.
 
     Args:
-        outputs: Of the network. targets, mask: `(batch, classes)`. weight: `(batch,)`.
+        outputs: Of the network.
+        labels: `targets` and `target_mask` `(batch, classes)`, `weight` `(batch,)`; with `train.frame_loss`
+            `frame_targets` and `frame_mask` `(batch, frames, classes)`.
+        train: The recipe's weights of each part.
     """
-    cost = losses.binary_cross_entropy(outputs["clipwise_logits"], targets, mask, train.label_smoothing)
+    targets, mask = labels["targets"], labels["target_mask"]
+    how = {"smoothing": train.label_smoothing, "pos_weight": train.pos_weight, "focal_gamma": train.focal_gamma}
+    cost = 0.0
+    if train.clip_loss:
+        cost += train.clip_loss * losses.binary_cross_entropy(outputs["clipwise_logits"], targets, mask, **how)
     if train.segment_loss:
         highest = ops.max(outputs["segmentwise_logits"], axis=1)
-        cost += train.segment_loss * losses.binary_cross_entropy(highest, targets, mask, train.label_smoothing)
-    return ops.sum(cost * weight) / train.batch_size
+        cost += train.segment_loss * losses.binary_cross_entropy(highest, targets, mask, **how)
+    if train.frame_loss:
+        cost += train.frame_loss * losses.framewise_cross_entropy(
+            outputs["segmentwise_logits"], labels["frame_targets"], labels["frame_mask"]
+        )
+    return ops.sum(cost * labels["weight"]) / train.batch_size
 
 
 def clipped(gradients: Sequence[Any], norm: float) -> list[Any]:

@@ -69,10 +69,12 @@ class TensorFlowStep:
         statistics = [v.value for v in network.non_trainable_variables if "float" in v.dtype]
 
         def gradients_of(batch: Batch) -> tuple[tf.Tensor, list[tf.Tensor]]:
-            image, targets, mask = model.augmented(batch)
+            if model.instances > 1:
+                batch = model.choose(batch, network(model.log_mels(batch), training=False)["clipwise_logits"])
+            image, labels = model.augmented(batch)
             with tf.GradientTape() as tape:
                 outputs = seeded(network, batch["seed"], image, training=True)
-                loss = loss_of(outputs, targets, mask, batch["weight"], train)
+                loss = loss_of(outputs, labels, train)
             return loss, tape.gradient(loss, [v.value for v in trainable])
 
         def update(batches: tuple[Batch, ...]) -> tf.Tensor:

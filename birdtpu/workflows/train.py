@@ -317,7 +317,8 @@ def _fit(
     if progress.done:
         print(f"going on after step {progress.done}", flush=True)
     # As int16 a clip is half the bytes, in the shards' readers as on the way to the device.
-    common = {"classes": draft.classes, "seed": knobs.seed, "pcm16": True}
+    common = {"classes": draft.classes, "seed": knobs.seed, "pcm16": True, "clips": knobs.instances}
+    common["frame_hop"] = recipe.frontend.hop_length if knobs.frame_loss else 0
     batches = pipeline.batches(
         prepared.folders,
         training,
@@ -401,8 +402,10 @@ def _validation(model: Any, draft: Run, plan: pd.DataFrame, prepared: Prepared, 
     def loss(weights: list[Any], batch: dict[str, Any]) -> Any:
         # The step owns the network's variables: the averaged weights stand in for them here.
         with keras.StatelessScope(state_mapping=list(zip(network.variables, weights, strict=True))):
+            if model.instances > 1:
+                batch = model.choose(batch, network(model.log_mels(batch), training=False)["clipwise_logits"])
             outputs = model(pcm_to_float(batch))
-        return loss_of(outputs, batch["targets"], batch["target_mask"], batch["weight"], recipe.train)
+        return loss_of(outputs, batch, recipe.train)
 
     batches = pipeline.batches(
         prepared.folders,

@@ -262,3 +262,76 @@ def test_a_short_or_missing_shard_is_named(plan, tmp_path):
     path.unlink()
     with pytest.raises(UserError, match=f"{path.name}: is missing"), pipeline.named_errors(folder):
         take(folder, plan, training=False)
+
+
+def test_several_clips_follow_each_other_and_what_is_repeated_is_masked(folder, plan):
+    lengths = {f"{name}/00000": round(seconds * RATE) for name, seconds in NAMES}
+    record = plan.set_index("row")["record"]
+    starts = set()
+    for batch in take(folder, plan, 30, clips=3, clip_samples=400):
+        assert batch["audio"].shape == (8, 3, 400) and batch["clip_mask"].shape == (8, 3)
+        for audio, mask, row in zip(batch["audio"], batch["clip_mask"], batch["row"], strict=True):
+            number = int(record[row][2:-6])
+            samples = np.rint(audio.ravel() * 32768 / (40 if number == 5 else 1)).astype(int) - 100 * number
+            length, first = lengths[record[row]], int(samples[0])
+            starts.add((number, first))
+            # Sample i of a recording is its number: the clips hold it from the first on, end to start where it ends.
+            np.testing.assert_array_equal(samples, (first + np.arange(1200)) % length)
+            assert first + 400 <= max(length, 400 + first if length <= 400 else 0)
+            assert mask.tolist() == [float(i == 0 or first + 400 * i < length) for i in range(3)]
+    assert len(starts) > 60
+
+
+def test_several_clips_start_at_the_front_outside_training(folder, plan):
+    for batch in take(folder, plan, training=False, clips=2, clip_samples=400):
+        for audio, row in zip(batch["audio"], batch["row"], strict=True):
+            start, number = (plan.set_index("row").loc[row, key] for key in ("start_seconds", "record"))
+            number = int(number[2:-6])
+            scale = 40 if number == 5 else 1
+            length = NAMES[number][1] * RATE
+            expected = min(start * RATE, max(length - 400, 0))
+            assert round(float(audio[0, 0] * 32768 / scale)) - 100 * number == round(expected)
+
+
+@pytest.fixture(scope="module")
+def boxes(plan):
+    """Two boxes of record 3 (2 s) and one of record 0 (0.4 s); the rest speaks of whole recordings."""
+    rows = plan[plan["section"].isin([0, 6, 7, 8])].reset_index(drop=True)
+    rows.loc[:, ["source", "targets", "unknown", "repeats"]] = ["timed", "123", "*", 1]
+    times = {"XC0/00000": [(0.1005, 0.2005)], "XC3/00000": [(0.5005, 0.9005), (0.8005, 1.2005)]}
+    for name, spans in times.items():
+        at = rows.index[rows["record"] == name]
+        for i, (start, end) in zip(at, spans, strict=True):
+            rows.loc[i, ["start_seconds", "end_seconds"]] = [start, end]
+    rows.loc[rows.index[rows["record"] == "XC3/00000"][1], ["targets", "unknown"]] = ["", "*;barswa"]
+    rows.loc[rows["record"] == "XC4/00000", "source"] = "labelled"
+    return rows
+
+
+def test_frames_know_what_annotations_say(folder, boxes):
+    seen = 0
+    for batch in take(folder, boxes, 20, clip_samples=600, frame_hop=50, batch_size=8):
+        assert batch["frame_targets"].shape == batch["frame_mask"].shape == (8, 13, 4)
+        for audio, row, targets, mask in zip(
+            batch["audio"], batch["row"], batch["frame_targets"], batch["frame_mask"], strict=True
+        ):
+            record = boxes.set_index("row").loc[row, "record"]
+            number = int(record[2:-6])
+            first = round(float(audio[0] * 32768)) - 100 * number
+            time = (first + 50 * np.arange(13)) / RATE
+            twin_targets, twin_mask = np.zeros((13, 4)), np.zeros((13, 4))
+            if number == 0:
+                inside = (time % 0.4 >= 0.1005) & (time % 0.4 < 0.2005)
+                twin_targets[inside, 3] = twin_mask[inside, 3] = 1
+            if number == 3:
+                yes, no = (time >= 0.5005) & (time < 0.9005), (time >= 0.8005) & (time < 1.2005)
+                twin_targets[yes, 3] = twin_mask[yes, 3] = twin_mask[no, 1] = 1
+            np.testing.assert_array_equal(targets, twin_targets)
+            np.testing.assert_array_equal(mask, twin_mask)
+            seen += number == 3 and twin_mask.sum() > 0
+    assert seen > 10
+
+
+def test_a_loss_on_frames_needs_annotations(folder, plan):
+    with pytest.raises(UserError, match=r"train\.frame_loss: no recording has timed annotations"):
+        take(folder, plan, 1, frame_hop=50)

@@ -1,5 +1,6 @@
 """What the augmentation draws."""
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -11,7 +12,7 @@ RNG = np.random.default_rng(0)
 
 
 def numpy(x):
-    return ops.convert_to_numpy(x)
+    return keras.tree.map_structure(ops.convert_to_numpy, x)
 
 
 def test_pitch_and_tempo_stay_in_their_ranges_and_inside_the_source():
@@ -49,11 +50,25 @@ def test_a_crop_is_a_slice_where_nothing_is_stretched():
     np.testing.assert_allclose(out[1], power[1, 5:25], rtol=1e-5)
 
 
+def known(targets):
+    return {"targets": targets, "target_mask": np.ones_like(targets)}
+
+
+def test_frames_are_mixed_as_their_clips_are():
+    targets = np.eye(16, dtype=np.float32)
+    frames = {"frame_targets": targets[:, None].repeat(5, 1), "frame_mask": np.ones((16, 5, 16), np.float32)}
+    _, labels = Mixup(0.7, 1.0, False)(np.ones((16, 1, 1), np.float32), {**known(targets), **frames}, SEEDS[:16])
+    labels = numpy(labels)
+    np.testing.assert_array_equal(labels["frame_targets"], labels["targets"][:, None].repeat(5, 1))
+    np.testing.assert_array_equal(labels["frame_mask"], labels["target_mask"][:, None].repeat(5, 1))
+
+
 def test_mixup_mixes_as_often_as_asked_and_keeps_the_example_louder():
     rows = 800
     power = np.ones((rows, 2, 2), np.float32)
     targets = np.eye(rows, dtype=np.float32)
-    out, got, mask = (numpy(x) for x in Mixup(0.6, 0.5, False)(power, targets, np.ones_like(targets), SEEDS[:rows]))
+    out, labels = numpy(Mixup(0.6, 0.5, False)(power, known(targets), SEEDS[:rows]))
+    got, mask = labels["targets"], labels["target_mask"]
     np.testing.assert_allclose(out, 1, rtol=1e-5)
     assert abs((np.diag(got) < 1).mean() - 0.6) < 0.06
     assert np.diag(got).min() >= 0.5
@@ -64,7 +79,7 @@ def test_mixup_mixes_as_often_as_asked_and_keeps_the_example_louder():
 def test_union_targets_are_whole():
     targets = np.eye(80, dtype=np.float32)
     mixup, power = Mixup(1.0, 0.5, True), np.ones((80, 1, 1), np.float32)
-    got = numpy(mixup(power, targets, np.ones_like(targets), SEEDS[:80])[1])
+    got = numpy(mixup(power, known(targets), SEEDS[:80])[1])["targets"]
     assert set(np.unique(got)) == {0, 1}
     assert (got.sum(axis=1) == 2).all()
 
@@ -72,7 +87,7 @@ def test_union_targets_are_whole():
 def test_mixing_never_leaves_its_group():
     power = np.ones((16, 1, 1), np.float32)
     targets = np.eye(16, dtype=np.float32)
-    _, got, _ = (numpy(x) for x in Mixup(1.0, 1.0, True)(power, targets, np.ones_like(targets), SEEDS[:16]))
+    got = numpy(Mixup(1.0, 1.0, True)(power, known(targets), SEEDS[:16])[1])["targets"]
     assert got[:8, 8:].sum() == 0 and got[8:, :8].sum() == 0
 
 
@@ -80,8 +95,8 @@ def test_mixing_a_group_does_not_see_another():
     power = RNG.random((16, 3, 2)).astype(np.float32)
     targets = np.eye(16, dtype=np.float32)
     mixup = Mixup(1.0, 1.0, False)
-    whole = numpy(mixup(power, targets, np.ones_like(targets), SEEDS[:16])[0])
-    half = numpy(mixup(power[8:], targets[8:], np.ones_like(targets[8:]), SEEDS[8:16])[0])
+    whole = numpy(mixup(power, known(targets), SEEDS[:16])[0])
+    half = numpy(mixup(power[8:], known(targets[8:]), SEEDS[8:16])[0])
     np.testing.assert_allclose(whole[8:], half, rtol=1e-5)
 
 

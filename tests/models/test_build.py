@@ -75,10 +75,10 @@ def test_heads_are_what_they_say(model):
 
 def test_augmented_batches_depend_on_their_seeds_alone(model):
     data = batch()
-    image, targets, mask = (numpy(x) for x in model.augmented(data))
+    image, labels = numpy(model.augmented(data))
     again = numpy(model.augmented(data)[0])
     np.testing.assert_array_equal(image, again)
-    assert image.shape == (8, model.frames, 32) and targets.shape == mask.shape == (8, 4)
+    assert image.shape == (8, model.frames, 32) and labels["targets"].shape == labels["target_mask"].shape == (8, 4)
     other = numpy(model.augmented({**data, "seed": data["seed"] + 100})[0])
     assert np.abs(other - image).mean() > 0.01
 
@@ -148,9 +148,7 @@ def resnet(tmp_path_factory):
     return original, str(path)
 
 
-@pytest.mark.parametrize(
-    ("size", "paired"), [((64, 64), False), ((64, 32), True), ((107, 79), True), ((107, 75), True)]
-)
+@pytest.mark.parametrize(("size", "paired"), [((64, 64), False), ((64, 32), True), ((107, 75), True)])
 def test_resnet_clones_to_the_same_function(resnet, size, paired):
     original, path = resnet
     theirs = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(*size, 3))
@@ -163,26 +161,24 @@ def test_resnet_clones_to_the_same_function(resnet, size, paired):
     assert difference(ours(x, training=True), theirs(x, training=True)) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["ResNet50", "ResNet101"])
-def test_the_weights_of_a_tpu_load_on_a_cpu(name, tmp_path):
-    settings = [*TINY, f"model.backbone={name}", "frontend.image_size=[64, 64]"]
+def test_the_weights_of_a_tpu_load_on_a_cpu(tmp_path):
+    settings = [*TINY, "model.backbone=ResNet50", "frontend.image_size=[64, 64]"]
     there, here = (
         SoundEventModel(load_recipe("quickstart", settings), 4, platform=platform) for platform in ("tpu", "cpu")
     )
     there.network.save_weights(tmp_path / "run.weights.h5")
     here.network.load_weights(tmp_path / "run.weights.h5")
     audio = RNG.standard_normal((2, 32000)).astype(np.float32) * 0.1
-    maps = [m.network.get_layer(name.lower()).get_layer("conv2_block1_out").output.shape for m in (there, here)]
+    maps = [m.network.get_layer("resnet50").get_layer("conv2_block1_out").output.shape for m in (there, here)]
     assert maps == [(None, 16, 8, 512), (None, 16, 16, 256)]
     np.testing.assert_allclose(numpy(there(audio))["clipwise"], numpy(here(audio))["clipwise"], atol=1e-4)
 
 
-@pytest.mark.parametrize("platform", ["tpu", "cpu"])
-def test_bfloat16_is_close_to_float32(platform):
+def test_bfloat16_is_close_to_float32():
     settings = [*TINY, "model.backbone=ResNet50", "frontend.image_size=[64, 64]"]
     keras.utils.set_random_seed(0)
     exact, short = (
-        SoundEventModel(load_recipe("quickstart", settings), 4, precision=precision, platform=platform)
+        SoundEventModel(load_recipe("quickstart", settings), 4, precision=precision, platform="tpu")
         for precision in ("float32", "mixed_bfloat16")
     )
     short.network.set_weights(exact.network.get_weights())
@@ -249,3 +245,52 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
 def test_the_promised_backbones_are_there():
     promised = {"ResNet50", "ResNet101", *(f"EfficientNetB{i}" for i in range(4)), "InceptionV3", "MobileNetV3Large"}
     assert promised <= set(BACKBONES)
+
+
+def with_head(kind: str, *settings: str) -> SoundEventModel:
+    keras.utils.set_random_seed(1)
+    given = [*TINY, f"model.head={kind}", "predict.head=clipwise", "model.window_seconds=0.4", *settings]
+    return SoundEventModel(load_recipe("quickstart", given), 4)
+
+
+@pytest.mark.parametrize("kind", ["mean", "sliding"])
+def test_other_heads_have_the_contracts_outputs(kind):
+    other = with_head(kind)
+    out = numpy(other(RNG.random((3, 32000)).astype(np.float32)))
+    segments, pooled = out["segmentwise_logits"].shape[1], {"mean": np.mean, "sliding": np.max}[kind]
+    assert out["framewise"].shape == (3, other.frames, 4) and out["segmentwise"].shape == (3, segments, 4)
+    np.testing.assert_allclose(out["clipwise_logits"], pooled(out["segmentwise_logits"], axis=1), atol=1e-5)
+    np.testing.assert_allclose(out["clipwise"], 1 / (1 + np.exp(-out["clipwise_logits"])), rtol=1e-5)
+    assert out["embedding"].shape == (3, 96 if kind == "mean" else 16)
+    with pytest.raises(UserError, match="head 'attention': a model of another head has none; take clipwise"):
+        clip_scores(out, "attention")
+
+
+def test_the_mean_head_is_a_global_average_and_a_dense_layer():
+    other = with_head("mean")
+    audio = RNG.random((2, 32000)).astype(np.float32)
+    out, layer = numpy(other(audio)), other.network.get_layer("head")
+    kernel, bias = layer.get_weights()
+    np.testing.assert_allclose(out["clipwise_logits"], out["embedding"] @ kernel[0] + bias, atol=1e-5)
+
+
+def test_the_sliding_head_hears_no_further_than_its_window():
+    narrow, wide = with_head("sliding", "model.window_seconds=0.1"), with_head("sliding", "model.window_seconds=0.9")
+    assert narrow.network.get_layer("features").kernel_size < wide.network.get_layer("features").kernel_size
+    segments = narrow.network.output["segmentwise"].shape[1]
+    assert wide.network.get_layer("features").kernel_size == (round(0.9 * segments),)
+
+
+def test_the_best_clip_of_a_recording_is_trained_on():
+    model = with_head("mean", "train.instances=3", "audio.margin_seconds=0", "audio.record_seconds=3.0")
+    audio = RNG.standard_normal((8, 3, 32000)).astype(np.float32) * 0.1
+    audio[:, 1] *= 1e-5  # Silent: never chosen.
+    data = {**batch(8, 1), "audio": audio, "clip_mask": np.ones((8, 3), np.float32)}
+    logits = numpy(model.network(model.log_mels(data), training=False)["clipwise_logits"]).reshape(8, 3, 4)
+    chosen = numpy(model.choose(data, logits.reshape(24, 4))["audio"])
+    own = logits[np.arange(8), :, np.arange(8) % 4]
+    best = np.where(own[:, 0] >= own[:, 2], 0, 2)
+    assert len(set(best)) == 2
+    np.testing.assert_array_equal(chosen, audio[np.arange(8), best])
+    image, labels = numpy(model.augmented(model.choose(data, logits.reshape(24, 4))))
+    assert image.shape == (8, model.frames, 32) and np.isfinite(image).all() and labels["targets"].shape == (8, 4)

@@ -16,7 +16,9 @@ import json, os, sys
 replicas, settings = int(sys.argv[1]), sys.argv[2:]
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 if os.environ["KERAS_BACKEND"] == "jax":
-    os.environ.update(JAX_PLATFORMS="cpu", XLA_FLAGS=f"--xla_force_host_platform_device_count={replicas}")
+    # Most of what JAX does here is to compile.
+    os.environ.update(JAX_PLATFORMS="cpu", JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+    os.environ.update(XLA_FLAGS=f"--xla_force_host_platform_device_count={replicas}")
 else:
     import tensorflow as tf
     cpu = tf.config.list_physical_devices("CPU")[0]
@@ -66,20 +68,20 @@ def feed(step, first=0):
     return step.feed(tf.data.Dataset.from_tensor_slices({k: np.stack([p[k] for p in left]) for k in left[0]}))
 
 def trained(step, source, calls):
-    return [loss for _ in range(calls) for loss in np.asarray(step.run(source, 2)).tolist()]
+    return [loss for _ in range(calls) for loss in np.asarray(step.run(source, 1)).tolist()]
 
 step = made()
 source = feed(step)
-losses = trained(step, source, 2)
+losses = trained(step, source, 4)
 middle = step.state()
-losses += trained(step, source, 1)
+losses += trained(step, source, 2)
 found = {}
-if replicas > 1:
+if replicas == 2:
     # Another object of the same shapes, restored, must not differ by a bit.
     again = made()
     again.restore(middle)
     found["restored"] = digest(again.state()) == digest(middle)
-    found["resumed"] = trained(again, feed(again, 4), 1)
+    found["resumed"] = trained(again, feed(again, 4), 2)
     state, other = step.state(), again.state()
     found["off"] = max(float(np.abs(state[name] - other[name]).max()) for name in state)
 try:
@@ -107,7 +109,7 @@ def trained(backend: str, replicas: int, *settings: str) -> dict:
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["ended"]
-    if replicas > 1:
+    if replicas == 2:
         assert found["restored"] and found["resumed"] == found["losses"][4:] and found["off"] == 0
     return found
 
