@@ -99,9 +99,16 @@ class Folds(Section):
 class Balance(Section):
     """How many samples a species has in an epoch; 0 turns a bound off."""
 
-    down_to: Annotated[int, Field(ge=0)] = Field(
-        default=80, description="drop a species' longest recordings above this"
+    down_to: Annotated[int, Field(ge=0)] = Field(default=80, description="drop a species' recordings above this")
+    keep: Literal["shortest", "recent"] = Field(
+        default="shortest",
+        description="which stay: the shortest; or those of the first data set, then of the second, each the most "
+        "recent first",
     )
+    first_seconds: NotNegative = Field(
+        default=0.0, description="train on the first so many seconds of each recording; 0: on all of it"
+    )
+    last_seconds: NotNegative = Field(default=0.0, description="and, or instead, on the last so many")
     up_to: Annotated[int, Field(ge=0)] = Field(default=60, description="cut a species' longest sections below this")
     min_section_seconds: NotNegative = Field(default=0.0, description="sections are not cut shorter; 0: one clip")
     repeat: bool = Field(default=False, description="repeat samples of a species that cutting leaves short")
@@ -420,7 +427,8 @@ def _explain(problem: Any) -> str:
 
 def _check(recipe: Recipe, origin: str) -> None:
     """What no single key can say."""
-    audio, frontend, augment, labels = recipe.audio, recipe.frontend, recipe.augment, recipe.labels
+    audio, frontend, augment = recipe.audio, recipe.frontend, recipe.augment
+    labels, balance = recipe.labels, recipe.balance
     faults = (
         (frontend.f_min >= frontend.f_max, "frontend.f_min: must lie below frontend.f_max"),
         (
@@ -469,6 +477,10 @@ def _check(recipe: Recipe, origin: str) -> None:
         (
             recipe.model.head == "sliding" and recipe.model.window_seconds > audio.clip_seconds,
             "model.window_seconds: longer than audio.clip_seconds",
+        ),
+        (
+            any(0 < seconds < audio.clip_seconds for seconds in (balance.first_seconds, balance.last_seconds)),
+            "balance.first_seconds, balance.last_seconds: shorter than audio.clip_seconds",
         ),
         (recipe.predict.hop_seconds > audio.clip_seconds, "predict.hop_seconds: longer than a clip leaves gaps"),
         (

@@ -17,6 +17,9 @@ def balance(
     up_to: int | None = 60,
     min_section_seconds: float,
     repeat: bool = False,
+    keep: str = "shortest",
+    first_seconds: float = 0.0,
+    last_seconds: float = 0.0,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Sections of a training part such that no species has too many or, where its audio allows, too few.
 
@@ -26,12 +29,19 @@ def balance(
     `min_section_seconds`, until there are `up_to`. Then, with `repeat`, sections are repeated in turn, the longest
     first, until an epoch has `up_to` samples; without it the species stays short.
 
+    With `keep="recent"` the oldest are dropped instead: of the data sets in the order of their first recordings here,
+    the later ones first, and in each the recordings without a date before those with the earliest. With
+    `first_seconds` or `last_seconds` recordings are not cut: a section is the recording's first so many seconds, or
+    its last, or there is one of each; the two are one where they meet.
+
     Args:
         recordings: The training part; rows of the same `recording` count once, as the first of them.
         down_to: The most recordings a species keeps; None or 0: all.
         up_to: The samples a species is raised to; None or 0: every recording is one section.
         min_section_seconds: The shortest section that a cut may leave.
         repeat: Whether to repeat the sections of a species that is still short.
+        keep: `"shortest"` or `"recent"`.
+        first_seconds, last_seconds: 0: recordings are cut as above.
 
     Returns:
         Sections, sorted: `recording, start_seconds, end_seconds, repeats` (samples an epoch). A recording without a
@@ -41,7 +51,8 @@ def balance(
 
     Raises: UserError where `up_to` is above `down_to`, `min_section_seconds` is not positive, or a duration is unknown.
 
-    Source: write-up of the 108th place in Cornell Birdcall Identification 2020 (the counts 80 and 60, longest first).
+    Source: write-up of the 108th place in Cornell Birdcall Identification 2020 (the counts 80 and 60, longest first);
+        jfpuget's of BirdCLEF 2024 (the most recent 500, the first and last 6 s).
     """
     if down_to and up_to and up_to > down_to:
         raise UserError(f"balance: up_to = {up_to} is above down_to = {down_to}")
@@ -52,16 +63,20 @@ def balance(
     if len(unknown):
         raise UserError(f"balance: {len(unknown)} recordings without duration ({unknown.iloc[0]}, ...): run prepare")
     sections, report = [], []
+    order = _dropped_first(table, keep)
     for species, part in table.groupby("primary_label", sort=True):
         aim = up_to if species and up_to else 0
-        longest_first = sorted(zip(-part["duration_seconds"], part["recording"], strict=True))
         dropped = max(0, len(part) - down_to) if species and down_to else 0
-        kept = {name: -minus for minus, name in longest_first[dropped:]}
-        pieces = [
-            (name, kept[name] * i / count, kept[name] * (i + 1) / count)
-            for name, count in _cut(kept, aim, min_section_seconds).items()
-            for i in range(count)
-        ]
+        durations = dict(zip(part["recording"], part["duration_seconds"], strict=True))
+        kept = {name: durations[name] for name in sorted(durations, key=order.__getitem__)[dropped:]}
+        if species and (first_seconds or last_seconds):
+            pieces = [piece for item in kept.items() for piece in _ends(*item, first_seconds, last_seconds)]
+        else:
+            pieces = [
+                (name, kept[name] * i / count, kept[name] * (i + 1) / count)
+                for name, count in _cut(kept, aim, min_section_seconds).items()
+                for i in range(count)
+            ]
         times = _repeat(pieces, aim) if repeat else [1] * len(pieces)
         sections += [(*piece, count) for piece, count in zip(pieces, times, strict=True)]
         samples = sum(times)
@@ -71,6 +86,26 @@ def balance(
         pd.DataFrame(sorted(sections), columns=["recording", "start_seconds", "end_seconds", "repeats"]),
         pd.DataFrame(report, columns=["species", "recordings", "kept", "dropped", "sections", "repeats", "short_by"]),
     )
+
+
+def _dropped_first(table: pd.DataFrame, keep: str) -> dict[str, tuple]:
+    """Recording -> its place among those of its species: the lowest is dropped first."""
+    if keep == "shortest":
+        return {
+            name: (-seconds, name) for name, seconds in zip(table["recording"], table["duration_seconds"], strict=True)
+        }
+    data_set = pd.factorize(table["data_set"])[0]
+    dates = table["date"].fillna("").astype(str)
+    # ISO dates sort as text; none stands before all.
+    return {name: (-number, date, name) for name, number, date in zip(table["recording"], data_set, dates, strict=True)}
+
+
+def _ends(name: str, seconds: float, first: float, last: float) -> list[tuple[str, float, float]]:
+    """The first and the last seconds of a recording."""
+    if first and last and first + last >= seconds:
+        return [(name, 0.0, seconds)]
+    begin = [(name, 0.0, min(first, seconds))] if first else []
+    return begin + ([(name, max(0.0, seconds - last), seconds)] if last else [])
 
 
 def _cut(durations: dict[str, float], aim: int, shortest: float) -> dict[str, int]:

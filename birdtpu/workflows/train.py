@@ -230,7 +230,7 @@ def make_plan(
         down_to=recipe.balance.down_to,
         up_to=recipe.balance.up_to,
         min_section_seconds=recipe.balance.min_section_seconds or recipe.audio.clip_seconds,
-        repeat=recipe.balance.repeat,
+        **{key: getattr(recipe.balance, key) for key in ("repeat", "keep", "first_seconds", "last_seconds")},
     )
     weights = tables.rating_weights(recordings) if recipe.labels.weight_by_rating else None
     plan = planning.make_plan(

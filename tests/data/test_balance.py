@@ -159,3 +159,44 @@ def test_twenty_thousand_recordings_take_no_time():
     start = time.perf_counter()
     balance(table, up_to=70, min_section_seconds=5)
     assert time.perf_counter() - start < 5
+
+
+def test_the_most_recent_of_the_first_data_set_stay():
+    table = make_table([("a", 9.0)] * 6 + [("b", 9.0)]).assign(
+        data_set=["now", "old", "old", "now", "old", "now", "old"],
+        date=["2023-01-05", "2024-01-01", "", "", "2019-01-01", "2024-05-01", "2020-01-01"],
+    )
+    names = table["recording"].tolist()
+    # From the first to go to the last: of the older set the one without a date, then by date; then the newer set's.
+    order = [names[i] for i in (2, 4, 1, 3, 0, 5)]
+    for kept in range(1, 7):
+        sections, report = balance(table, down_to=kept, up_to=0, min_section_seconds=5, keep="recent")
+        assert set(sections["recording"]) == {*order[-kept:], names[6]}
+        assert report.set_index("species").loc["a", "dropped"] == 6 - kept
+
+
+def test_a_recordings_ends_are_its_sections():
+    table = make_table([("a", 30.0), ("a", 11.0), ("a", 4.0), ("", 50.0)])
+    options = {"down_to": 0, "up_to": 0, "min_section_seconds": 5}
+
+    def ends(**more):
+        sections = balance(table, **options, **more)[0]
+        return [tuple(row) for row in sections[["recording", "start_seconds", "end_seconds"]].itertuples(index=False)]
+
+    assert ends(first_seconds=6.0) == [("XC0", 0, 6), ("XC1", 0, 6), ("XC2", 0, 4), ("XC3", 0, 50)]
+    assert ends(last_seconds=6.0) == [("XC0", 24, 30), ("XC1", 5, 11), ("XC2", 0, 4), ("XC3", 0, 50)]
+    both = ends(first_seconds=6.0, last_seconds=6.0)
+    assert both == [("XC0", 0, 6), ("XC0", 24, 30), ("XC1", 0, 11), ("XC2", 0, 4), ("XC3", 0, 50)]
+
+
+def test_ends_are_repeated_to_the_aim():
+    sections, report = balance(
+        make_table([("a", 30.0), ("a", 60.0)]),
+        down_to=9,
+        up_to=5,
+        min_section_seconds=5,
+        repeat=True,
+        first_seconds=6.0,
+    )
+    assert sections["repeats"].tolist() == [3, 2] and sections["end_seconds"].tolist() == [6, 6]
+    assert report.loc[0, ["sections", "repeats", "short_by"]].tolist() == [2, 3, 0]
