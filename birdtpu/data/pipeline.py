@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from birdtpu import storage
+from birdtpu import random, storage
 from birdtpu.data import order, records, shards
 from birdtpu.data.plan import dense_targets
 from birdtpu.errors import UserError
@@ -28,6 +28,9 @@ GROUP = 8
 REMOTE_READS = 64
 # More samples than any record has.
 WHOLE = 1 << 40
+_PARTNER, _PARTNER_CROP, _BACKGROUND, _BACKGROUND_CROP = (
+    random.stream(f"pipeline/{name}") for name in ("partner", "partner crop", "background", "background crop")
+)
 STRETCH = ["start_seconds", "end_seconds"]
 
 
@@ -48,6 +51,8 @@ def batches(
     batch_size: int,
     clips: int = 1,
     frame_hop: int = 0,
+    partner: bool = False,
+    background: str | Sequence[str] = (),
     seed: int = 0,
     start_step: int = 0,
     steps: int | None = None,
@@ -74,6 +79,8 @@ def batches(
         batch_size: Rows a batch, over all replicas.
         clips: Clips a row, one behind the other, of a multiple-instance recipe.
         frame_hop: Samples from one frame to the next, of a recipe with a loss on frames; 0: none.
+        partner: Give each row a clip of another recording with the same targets too, of the same one where no other is.
+        background: Prepared folders; each row gets a clip of any record in them too.
         seed: The run's.
         start_step: The first step; those before it are not replayed.
         steps: Step to end before, counted from 0. None: no end in training, else the end of the plan.
@@ -87,7 +94,8 @@ def batches(
     `(batch_size,)` float32: audio is their product), `targets` and `target_mask` `(batch_size, classes)` float32,
     `weight` `(batch_size,)` float32, `row` and `seed` `(batch_size,)` int32. With several clips `audio` is
     `(batch_size, clips, clip_samples)`, and `clip_mask` `(batch_size, clips)` float32. With a `frame_hop`,
-    `frame_targets` and `frame_mask` `(batch_size, 1 + clip_samples // frame_hop, classes)` float32.
+    `frame_targets` and `frame_mask` `(batch_size, 1 + clip_samples // frame_hop, classes)` float32. Where they are
+    asked for, `partner_audio` and `background_audio` `(batch_size, clip_samples)` float32.
 
     Raises: UserError where the plan is empty, a record of it lies in no folder, a species of it is not in `classes`, or
     the folders' sample rates differ. While it is read: see `named_errors`.
@@ -111,19 +119,19 @@ def batches(
     jobs = _jobs(plan, shelf, place, clip_samples, clips, batch_size, seed, training)
     with named_errors(data):
         read = _from_memory(shelf, np.unique(place), parallel) if cache else _from_shards(shelf)
-    length = tf.constant([clips * clip_samples], tf.int64)
+    beside = _beside(plan, shelf, place, read, partner, background, clip_samples)
 
     def clip(job: tf.Tensor) -> dict[str, tf.Tensor]:
         position, seed, real, record, start, copies, shift, whole = tf.unstack(job)
-        pcm, gain = read(record, start, tf.where(copies > 1, WHOLE, length[0]))
-        # All are free where they change nothing: TensorFlow then passes the tensor on.
-        pcm = tf.ensure_shape(tf.slice(tf.tile(pcm, [copies]), [shift], length), [clips * clip_samples])
+        pcm, gain = _cut(read, record, start, copies, shift, clips * clip_samples)
         pcm = tf.reshape(pcm, [clips, clip_samples]) if clips > 1 else pcm
         sound = {"audio": pcm, "audio_gain": gain} if pcm16 else {"audio": tf.cast(pcm, tf.float32) * gain}
         if clips > 1:
             sound["clip_mask"] = tf.sequence_mask(whole, clips, tf.float32)
-        place = {"start": start + shift} if frame_hop else {}
-        return {**sound, **place, "position": position, "real": real, "seed": tf.cast(seed, tf.int32)}
+        if frame_hop:
+            sound["start"] = start + shift
+        sound |= beside(position, seed)
+        return {**sound, "position": position, "real": real, "seed": tf.cast(seed, tf.int32)}
 
     dataset = tf.data.Dataset.range(start_step, 2**62 if steps is None else steps)
     dataset = dataset.map(lambda step: tf.ensure_shape(tf.numpy_function(jobs, [step], tf.int64), [batch_size, 8]))
@@ -244,6 +252,93 @@ def _jobs(
 
 
 Reader = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+
+
+def _cut(
+    read: Reader, record: tf.Tensor, start: tf.Tensor, copies: tf.Tensor, shift: tf.Tensor, samples: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """`(samples,)` int16 of a record, `copies` of it one behind the other, from `shift` on; and its gain."""
+    pcm, gain = read(record, start, tf.where(copies > 1, WHOLE, samples))
+    # Both are free where they change nothing: TensorFlow then passes the tensor on.
+    pcm = tf.slice(tf.tile(pcm, [copies]), [shift], tf.constant([samples], tf.int64))
+    return tf.ensure_shape(pcm, [samples]), gain
+
+
+def _beside(
+    plan: pd.DataFrame,
+    shelf: Shelf,
+    place: np.ndarray,
+    read: Reader,
+    partner: bool,
+    background: str | Sequence[str],
+    samples: int,
+) -> Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]:
+    """(position, seed) -> what a row is to be mixed with, each `(samples,)` float32 and drawn by the row's seed."""
+    draws: dict[str, tuple[Reader, Callable[..., np.ndarray]]] = {}
+    if partner:
+        draws["partner_audio"] = (read, _partners(plan, shelf, place, samples))
+    if len(storage.paths_of(background)):
+        sounds = open_shelf(background)
+        if sounds.sample_rate != shelf.sample_rate:
+            raise UserError(
+                f"background: {storage.paths_of(background)[0]} is prepared at {sounds.sample_rate} Hz, "
+                f"the data at {shelf.sample_rate} Hz: prepare both at one rate"
+            )
+        draws["background_audio"] = (_from_shards(sounds), _backgrounds(sounds, samples))
+
+    def beside(position: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
+        out = {}
+        for name, (reader, draw) in draws.items():
+            job = tf.ensure_shape(tf.numpy_function(draw, [position, seed], tf.int64), [4])
+            pcm, gain = _cut(reader, *tf.unstack(job), samples)
+            out[name] = tf.cast(pcm, tf.float32) * gain
+        return out
+
+    return beside
+
+
+def _partners(
+    plan: pd.DataFrame, shelf: Shelf, place: np.ndarray, clip: int
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """(position, seed) -> a job of `_cut` for a row with the same targets, of another recording where there is one."""
+    kind = pd.factorize(plan["targets"])[0]
+    recording = pd.factorize(plan["record"].str.rsplit("/", n=1).str[0])[0]
+    alike = pd.Series(np.arange(len(plan))).groupby(kind).indices
+    length = np.rint(shelf.table["seconds"].to_numpy()[place] * shelf.sample_rate).astype(np.int64)
+    begin, end = (np.rint(plan[column].to_numpy() * shelf.sample_rate).astype(np.int64) for column in STRETCH)
+
+    def draw(position: np.ndarray, seed: np.ndarray) -> np.ndarray:
+        rows = alike[kind[position]]
+        others = rows[recording[rows] != recording[position]]
+        rows = others if len(others) else rows
+        key = random.hash32(np.int32(seed), _PARTNER)
+        row = rows[int(key) % len(rows) : int(key) % len(rows) + 1]
+        start = order.clip_starts(begin[row], end[row], length[row], clip, random.hash32(key, _PARTNER_CROP)[None])
+        return _job(place[row[0]], int(start[0]), int(length[row[0]]), clip)
+
+    return draw
+
+
+def _backgrounds(shelf: Shelf, clip: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """(position, seed) -> a job of `_cut` for any record, longer ones more often."""
+    length = np.rint(shelf.table["seconds"].to_numpy() * shelf.sample_rate).astype(np.int64)
+    ends = np.cumsum(length)
+
+    def draw(position: np.ndarray, seed: np.ndarray) -> np.ndarray:
+        key = random.hash32(np.int32(seed), _BACKGROUND)
+        record = int(np.searchsorted(ends, int(key) * int(ends[-1]) >> 32, side="right"))
+        whole = np.array([0]), length[record : record + 1], length[record : record + 1]
+        start = order.clip_starts(*whole, clip, random.hash32(key, _BACKGROUND_CROP)[None])
+        return _job(record, int(start[0]), int(length[record]), clip)
+
+    return draw
+
+
+def _job(record: int, start: int, length: int, clip: int) -> np.ndarray:
+    """`record, start, copies, shift` for `_cut`."""
+    short = length < start + clip
+    copies = -(-(start + clip) // length) if short else 1
+    return np.array([record, 0 if short else start, copies, start if short else 0], np.int64)
 
 
 def _from_shards(shelf: Shelf) -> Reader:

@@ -335,3 +335,61 @@ def test_frames_know_what_annotations_say(folder, boxes):
 def test_a_loss_on_frames_needs_annotations(folder, plan):
     with pytest.raises(UserError, match=r"train\.frame_loss: no recording has timed annotations"):
         take(folder, plan, 1, frame_hop=50)
+
+
+def test_partners_are_other_recordings_of_the_same_species(folder, plan):
+    by_row = plan.set_index("row")
+    distinct = set()
+    for batch in take(folder, plan, 20, partner=True):
+        assert batch["partner_audio"].shape == (8, 600) and batch["partner_audio"].dtype == np.float32
+        for audio, row in zip(batch["partner_audio"], batch["row"], strict=True):
+            # Sample i of recording k is 100 k + i: a step of one, but where a short record begins again.
+            samples = np.rint(audio * 32768).astype(int)
+            scaled = np.rint(samples / 40).astype(int)
+            fits = []
+            for number, (name, seconds) in enumerate(NAMES):
+                values = scaled if number == 5 else samples
+                place, length = values - 100 * number, round(seconds * RATE)
+                if (place >= 0).all() and (place < length).all() and (np.diff(place) % length == 1).all():
+                    fits.append((name, tuple(place[:1])))
+            rows = [by_row[by_row["record"] == f"{name}/00000"]["targets"].tolist() for name, _ in fits]
+            assert any(by_row.loc[row, "targets"] in targets for targets in rows)
+            own = by_row.loc[row, "record"].split("/")[0]
+            assert any(name != own for name, _ in fits)
+            distinct.add(fits[0])
+    assert len(distinct) > 100
+
+
+def test_a_row_alone_is_its_own_partner(folder, plan):
+    alone = plan.assign(targets=plan["targets"].where(plan["section"] != 0, "nocall"))
+    seen = 0
+    for batch in take(folder, alone, 20, partner=True):
+        for partner, row in zip(batch["partner_audio"], batch["row"], strict=True):
+            if row == alone["row"].iloc[0]:
+                assert set(np.rint(partner * 32768).astype(int)) <= set(range(400))
+                seen += 1
+    assert seen
+
+
+def test_background_comes_from_its_own_folder(folder, plan, tmp_path):
+    # Records of 900 and 100 samples; the second is numbered from 100 on.
+    sounds = write_folder(tmp_path / "sounds", [("N0", 0.9), ("N1", 0.1)])
+    count = 0
+    batches = take(folder, plan, 40, background=sounds)
+    for audio in np.concatenate([batch["background_audio"] for batch in batches]):
+        samples = np.rint(audio * 32768).astype(int)
+        short = samples.max() < 200 and samples.min() >= 100
+        place, length = (samples - 100, 100) if short else (samples, 900)
+        np.testing.assert_array_equal(place, (place[0] + np.arange(600)) % length)
+        count += short
+    # A tenth of the time is in the short one.
+    assert 10 <= count <= 60
+    assert_same(batches[5:], take(folder, plan, 35, background=sounds, start_step=5))
+    for before, after in zip(take(folder, plan, 3), batches, strict=False):
+        np.testing.assert_array_equal(before["audio"], after["audio"])
+
+
+def test_background_of_another_rate_is_named(folder, plan, tmp_path):
+    sounds = write_folder(tmp_path / "sounds", [("N0", 0.9)], rate=2000)
+    with pytest.raises(UserError, match="background: .* is prepared at 2000 Hz, the data at 1000 Hz"):
+        take(folder, plan, 1, background=sounds)
