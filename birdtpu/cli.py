@@ -22,6 +22,14 @@ app = typer.Typer(
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name or the path of a .toml file.")]
 RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or kaggle:owner/slug.")]
+RunFolders = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN...", help="A run folder, kaggle:owner/slug, or a cross-validation's; several: an ensemble."
+    ),
+]
+Combine = Annotated[str, typer.Option(help="What an ensemble averages: probabilities or logits.")]
+Weights = Annotated[str | None, typer.Option(metavar="N,N,...", help="A weight a run; default: all alike.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Change the recipe; may be repeated.")
 ]
@@ -111,10 +119,18 @@ def train(
 
 @app.command()
 def predict(
-    run: RunFolder,
-    audio: Annotated[list[str], typer.Argument(metavar="AUDIO...", help="Files and folders.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN... AUDIO...",
+            help="A run folder, kaggle:owner/slug, or a cross-validation's folder; several runs are an ensemble. Then "
+            "files and folders of recordings.",
+        ),
+    ],
     output: Annotated[str, typer.Option(metavar="DIR", help="Folder for a CSV of segments a file.")],
     head: Annotated[str | None, typer.Option(help="clipwise, segmentwise or attention; default: the recipe's.")] = None,
+    combine: Combine = "probabilities",
+    weights: Weights = None,
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="One for all species.")] = None,
     channel: Annotated[str | None, typer.Option(help="mix, left or right.")] = None,
     submission: Annotated[str | None, typer.Option(metavar="CSV", help="Fill a competition's sample file.")] = None,
@@ -125,11 +141,14 @@ def predict(
     """Find what sings in recordings, and when."""
     if channel not in (None, "mix", "left", "right"):
         raise UserError(f"--channel {channel}: one of mix, left, right")
+    options: dict[str, Any] = {"head": head, "threshold": threshold, "channel": channel, "submission": submission}
+    options |= {"combine": combine, "weights": _numbers(weights)}
     _choose_backend(backend)
+    from birdtpu.workflows.members import split_arguments
     from birdtpu.workflows.predict import predict as call
 
-    options: dict[str, Any] = {"head": head, "threshold": threshold, "channel": channel, "submission": submission}
-    count, failures = call(run, audio, output, plots=plot, **options)
+    runs, audio = split_arguments(paths)
+    count, failures = call(runs, audio, output, plots=plot, **options)
     typer.echo(f"{count} files scored, results in {output}")
     # Where nothing was scored, nothing went well.
     _end_with([(failures, f"{output}/failures.csv")], strict or not count)
@@ -137,28 +156,35 @@ def predict(
 
 @app.command()
 def evaluate(
-    run: RunFolder,
+    run: RunFolders,
     audio: Annotated[str | None, typer.Option(metavar="DIR", help="A labelled folder; else the held-out fold.")] = None,
     table: Annotated[str | None, typer.Option(metavar="CSV", help="The folder's table.")] = None,
     data: Annotated[list[str] | None, typer.Option(metavar="DIR", help="Prepared folders, if they moved.")] = None,
     by: Annotated[str, typer.Option(help="recording, or row: 5-s rows against annotations.")] = "recording",
     head: Annotated[str | None, typer.Option(help="clipwise, segmentwise or attention; default: the recipe's.")] = None,
+    combine: Combine = "probabilities",
+    weights: Weights = None,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write the metrics to this file too.")] = None,
     output: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Default: RUN/evaluation, with --audio RUN/evaluation-NAME.")
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Default: RUN/evaluation, with --audio RUN/evaluation-NAME; of several runs in this folder.",
+        ),
     ] = None,
     strict: Strict = False,
     backend: Backend = None,
 ) -> None:
-    """Score a run on its held-out fold or on a labelled folder."""
+    """Score a run on its held-out fold, or a run or an ensemble on a labelled folder."""
+    options: dict[str, Any] = {"head": head, "combine": combine, "weights": _numbers(weights)}
     _choose_backend(backend)
     from birdtpu.evaluation.report import write_json
     from birdtpu.workflows.evaluate import evaluate as call
 
     if output is None:
-        home = "." if run.startswith("kaggle:") else run
+        home = "." if len(run) > 1 or run[0].startswith("kaggle:") else run[0]
         output = f"{home}/evaluation" + (f"-{Path(audio).resolve().name}" if audio else "")
-    found, failures = call(run, audio=audio, table=table, data=data, by=by, head=head, output=output)
+    found, failures = call(run, audio=audio, table=table, data=data, by=by, output=output, **options)
     if json:
         write_json(found.result, json)
     typer.echo(_summary(found.result))
@@ -340,6 +366,13 @@ def _choose_backend(backend: str | None, tpu: bool = False) -> None:
 
         chosen = prepare_for_tpu(chosen)
     os.environ["KERAS_BACKEND"] = chosen or there[0]
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    try:
+        return None if text is None else [float(number) for number in text.split(",")]
+    except ValueError:
+        raise UserError(f"--weights {text}: numbers with commas between, one a run, such as 2,1,1") from None
 
 
 def _summary(result: dict) -> str:

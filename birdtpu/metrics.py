@@ -10,7 +10,7 @@ An undefined value (no class with a positive, no row with a label, ...) is NaN. 
 Raises: UserError where shapes differ, there is no row, truth is not 0 or 1, or a score is NaN.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -212,7 +212,7 @@ def bootstrap_draws(
     groups: ArrayLike,
     mask: ArrayLike | None = None,
     draws: int = 1000,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
 ) -> tuple[float, np.ndarray]:
     """A metric and its values over resampled groups: see `bootstrap`.
 

@@ -1,5 +1,6 @@
 """The whole model on one screen: frontend -> augment -> backbone -> head."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -140,8 +141,33 @@ class SoundEventModel:
         `(batch, segments, classes)`, `framewise` `(batch, frames, classes)`: the segments' laid out over the log-mel's
         frames; `clipwise_logits` and `segmentwise_logits`; and `embedding` `(batch, features)`.
         """
-        outputs = self.network(self.log_mel(audio), training=False)
+        return self.outputs(self.log_mel(audio))
+
+    def outputs(self, log_mel: Any) -> dict[str, Any]:
+        """Outputs at inference of a scaled log-mel `(batch, frames, mels)`."""
+        outputs = self.network(log_mel, training=False)
         return {**outputs, "framewise": pooling.over_frames(outputs["segmentwise"], self.frames)}
+
+    @property
+    def log_mel_settings(self) -> tuple:
+        """What `log_mel` is a function of, beside the audio: models with equal ones have the same log-mel."""
+        return (*(getattr(self.mel, name) for name in _MEL_SETTINGS), self.decibel.top_db)
+
+
+# Not the pitch range, which only adds bins that no band reads at an example's own pitch.
+_MEL_SETTINGS = "sample_rate n_fft win_length hop_length n_mels f_min f_max htk fft".split()
+
+
+def outputs_of_all(models: Sequence[SoundEventModel], audio: Any) -> list[dict[str, Any]]:
+    """Outputs at inference of several models for the same clips; those with the same log-mel share one."""
+    log_mels: dict[tuple, Any] = {}
+    found = []
+    for model in models:
+        settings = model.log_mel_settings
+        if settings not in log_mels:
+            log_mels[settings] = model.log_mel(audio)
+        found.append(model.outputs(log_mels[settings]))
+    return found
 
 
 def pcm_to_float(batch: dict[str, Any]) -> Any:

@@ -1,11 +1,15 @@
-"""Attention pooling over segments, and segments laid out over frames."""
+"""Attention pooling over segments, segments laid out over frames, and the mean over models."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from keras import ops
 
 from birdtpu.ops.framing import segment_of_frame
+
+CLAMP = 1e-6
+"""How near to 0 and 1 a probability may come before its logit is taken: float32 still tells 1 - CLAMP from 1."""
 
 
 def squash(attention: Any, kind: str) -> Any:
@@ -52,3 +56,26 @@ def over_frames(segments: Any, frames: int) -> Any:
     """Repeat `(batch, segments, classes)` to `(batch, frames, classes)`: frame i takes floor(i * segments / frames)."""
     index = segment_of_frame(frames, segments.shape[1])
     return ops.take(segments, np.asarray(index), axis=1)
+
+
+def mean_over_models(scores: Sequence[Any], columns: Sequence[np.ndarray], shares: np.ndarray, combine: str) -> Any:
+    """One score from those of several models.
+
+    Args:
+        scores: `(batch, classes)` probabilities of each model.
+        columns: `(classes,)` int for each model: where the result's classes stand among its own.
+        shares: `(models,)`, their sum is 1.
+        combine: `probabilities`: the mean of them; `logits`: the sigmoid of the mean of log(p / (1 - p)), with p kept
+            in [CLAMP, 1 - CLAMP].
+
+    Returns: `(batch, classes)`.
+    """
+    aligned = [ops.take(each, order, axis=1) for each, order in zip(scores, columns, strict=True)]
+    weights = np.asarray(shares, np.float32)
+    if combine == "probabilities":
+        return sum(share * each for share, each in zip(weights, aligned, strict=True))
+    if combine != "logits":
+        raise ValueError(f"unknown way to combine {combine!r}: one of probabilities, logits")
+    kept = [ops.clip(each, CLAMP, 1 - CLAMP) for each in aligned]
+    logits = [ops.log(each) - ops.log1p(-each) for each in kept]
+    return ops.sigmoid(sum(share * each for share, each in zip(weights, logits, strict=True)))

@@ -10,6 +10,7 @@ import pandas as pd
 from birdtpu import metrics, storage
 from birdtpu.data import plan as planning
 from birdtpu.errors import UserError
+from birdtpu.evaluation.compare import write_out_of_fold
 from birdtpu.evaluation.evaluate import Evaluation, evaluate_recordings
 from birdtpu.evaluation.report import write_report
 from birdtpu.publish.places import data_folders
@@ -17,9 +18,11 @@ from birdtpu.recipe import Recipe, recipe_of
 from birdtpu.run import Run, is_finished, open_run
 from birdtpu.storage import PathLike
 from birdtpu.workflows.evaluate import clip_scores, held_out, of_known_species
+from birdtpu.workflows.members import CROSS_VALIDATION
 from birdtpu.workflows.predict import load
 from birdtpu.workflows.train import data_info, open_prepared, train, with_folds
 
+OUT_OF_FOLD = "oof.csv"
 METRICS = ("macro_average_precision", "macro_roc_auc", "micro_f1", "lwlrap", "padded_cmap", "recording_accuracy")
 
 
@@ -36,8 +39,8 @@ def cross_validate(
     Args:
         recipe: A recipe, its name or its path.
         data: Prepared folder or folders.
-        run: A folder: `fold-K/` holds each run and its `evaluation/`, `cross_validation.csv` the table, and `pooled/`
-            the metrics over the out-of-fold scores of all recordings.
+        run: A folder: `fold-K/` holds each run and its `evaluation/`, `cross_validation.csv` the table, `oof.csv`
+            each recording's scores by the run that held it out, and `pooled/` the metrics over them.
         settings: Changes to the recipe.
         tpu: Train on a TPU, and on nothing else.
 
@@ -70,15 +73,18 @@ def cross_validate(
             {"fold": fold, **{m: found.result[m]["value"] for m in METRICS}, "train_seconds": round(seconds, 1)}
         )
         clips |= part
-        tested.append(known)
+        tested.append(known.assign(fold=fold))
     # A metric that a fold leaves undefined is None.
     table = pd.DataFrame(rows).astype(dict.fromkeys(METRICS, float))
-    pooled = evaluate_recordings(clips, pd.concat(tested), predictor.classes, **common)
+    everything = pd.concat(tested)
+    pooled = evaluate_recordings(clips, everything, predictor.classes, **common)
     write_report(pooled, storage.join(run, "pooled"))
+    scored = everything[everything["recording"].isin(list(clips))]
+    write_out_of_fold(storage.join(run, OUT_OF_FOLD), scored, pooled.scores, predictor.classes)
     last = {"fold": "pooled", **{m: pooled.result[m]["value"] for m in METRICS}}
     last |= {f"{m}_{end}": pooled.result[m][end] for m in METRICS for end in ("low", "high")}
     table = pd.concat([table, pd.DataFrame([mean_of_folds(table, draws), last])], ignore_index=True)
-    storage.write_text(storage.join(run, "cross_validation.csv"), table.to_csv(index=False, lineterminator="\n"))
+    storage.write_text(storage.join(run, CROSS_VALIDATION), table.to_csv(index=False, lineterminator="\n"))
     return table
 
 

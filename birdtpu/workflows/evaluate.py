@@ -1,4 +1,4 @@
-"""Score a run: on the fold it held out, or on any labelled folder."""
+"""Score a run on the fold it held out, or a run or an ensemble on any labelled folder."""
 
 import os
 import warnings
@@ -20,32 +20,33 @@ from birdtpu.inference import engine
 from birdtpu.inference.outputs.csv import write_failures
 from birdtpu.inference.timeline import row_scores
 from birdtpu.publish.places import data_folders
-from birdtpu.run import Run
 from birdtpu.species import ClassList
 from birdtpu.storage import PathLike
-from birdtpu.workflows.predict import Predictor, load, reason_of
+from birdtpu.workflows.members import Runs, open_members
+from birdtpu.workflows.predict import Predictor, reason_of
 from birdtpu.workflows.train import Prepared, open_prepared
 
 
 def evaluate(
-    run: PathLike | Run,
+    run: Runs,
     *,
     audio: PathLike | None = None,
     table: PathLike | None = None,
     data: PathLike | Sequence[PathLike] | None = None,
     by: str = "recording",
     head: str | None = None,
+    combine: str = "probabilities",
+    weights: Sequence[float] | None = None,
     output: PathLike | None = None,
 ) -> tuple[Evaluation, list[tuple[str, str]]]:
-    """Score a run.
+    """Score a run, or on a labelled folder an ensemble, by the first one's recipe (`[evaluate]`).
 
     Args:
-        run: A finished run.
+        run, head, combine, weights: As for `workflows.predict.load`.
         audio: A labelled folder; None: the fold that the run held out, from its prepared recordings.
         table: The folder's table, where it has none of its own.
         data: Prepared folders instead of those that the run remembers, for the fold that it held out.
         by: `recording`, or `row`: 5-s rows against annotations, nocall included.
-        head: Instead of the recipe's.
         output: Folder for metrics.json, per_class.csv, failures.csv, confusion.png and precision_recall.png.
 
     Returns: the evaluation, whose `result` is what metrics.json holds; and (file, reason) of broken files.
@@ -57,7 +58,13 @@ def evaluate(
         raise UserError(f"table {table}: it labels a folder of audio; give that too (--audio)")
     if audio is not None and data:
         raise UserError("audio and data: give --audio to score a labelled folder, or --data for the held-out fold")
-    predictor = load(run, head)
+    members = open_members(run)
+    if audio is None and len(members) > 1:
+        raise UserError(
+            f"{len(members)} runs: each held out other recordings and trained on the rest; give --audio a labelled "
+            "folder that none of them saw, or evaluate one run"
+        )
+    predictor = Predictor(members, head, combine, weights)
     if audio is None:
         truth, scored, failures = held_out(predictor, data)
     else:

@@ -1,4 +1,4 @@
-"""A trained run on audio files."""
+"""A trained run, or an ensemble of several, on audio files."""
 
 import os
 import warnings
@@ -13,11 +13,11 @@ import pandas as pd
 from birdtpu.data import audio as reading
 from birdtpu.data.sources import lookup
 from birdtpu.errors import UserError
-from birdtpu.inference import engine, timeline
+from birdtpu.inference import engine, ensemble, timeline
 from birdtpu.ops.framing import frame_count
-from birdtpu.publish.places import resolve
-from birdtpu.run import Run, open_run
+from birdtpu.run import Run
 from birdtpu.storage import PathLike, paths_of
+from birdtpu.workflows.members import Runs, open_members
 
 # A picture holds its recording in memory, and a longer one shows no song.
 MOST_PLOTTED_SECONDS = 1800
@@ -26,31 +26,46 @@ MEL_BLOCK_SECONDS = 60
 
 
 class Predictor:
-    """A run with its weights, ready to score.
+    """One run with its weights, or several as an ensemble, ready to score.
 
     Args:
-        run: A finished run.
-        head: `clipwise`, `segmentwise` or `attention`; None: the recipe's.
+        runs: Finished runs that fit together (see `inference.ensemble.check_members`).
+        head: `clipwise`, `segmentwise` or `attention`; None: the recipes'.
+        combine: What is averaged over the members: `probabilities` or `logits` (see `ops.pooling.mean_over_models`).
+        weights: One a member; None: they count alike.
 
-    Attributes: `run`, `classes`, `recipe`, `head`, and `thresholds (classes,)`: the run's saved ones, else the head's.
+    Attributes: `runs`; `run`, the first one, and of it `recipe`, `classes` and `model`; `head`; `thresholds
+    (classes,)`: the run's saved ones, else the head's, and of several runs the weighted mean.
     """
 
-    def __init__(self, run: Run, head: str | None = None) -> None:
-        from birdtpu.inference.runtimes.keras import keras_predict
-        from birdtpu.models.build import SoundEventModel
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        head: str | None = None,
+        combine: str = "probabilities",
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        from birdtpu.inference.runtimes.keras import keras_predict_all
+        from birdtpu.ops.pooling import mean_over_models
 
-        self.run, self.recipe, self.classes = run, run.recipe, run.classes
-        self.head = head or self.recipe.predict.head
-        if self.head not in self.recipe.predict.thresholds:
-            raise UserError(f"head {self.head!r}: one of {', '.join(self.recipe.predict.thresholds)}")
-        saved = run.thresholds(self.head)
-        self.thresholds = np.array([saved[code] for code in self.classes.codes])
-        self.model = SoundEventModel(self.recipe, len(self.classes), weights="none")
-        run.load_weights(self.model.network)
-        self._predict = keras_predict(self.model, self.head)
+        ensemble.check_members(runs)
+        if combine not in ensemble.COMBINE:
+            raise UserError(f"combine {combine!r}: one of {', '.join(ensemble.COMBINE)}")
+        self.runs, self.run = list(runs), runs[0]
+        self.recipe, self.classes = self.run.recipe, self.run.classes
+        self.head = ensemble.common_head(runs, head)
+        shares, columns = ensemble.shares_of(runs, weights), ensemble.columns_of(runs)
+        self.thresholds = ensemble.mean_thresholds(runs, self.head, shares)
+        models = [_model(run) for run in runs]
+        self.model = models[0]
+        # A single run's scores stay what they are, to the bit.
+        mean = partial(mean_over_models, columns=columns, shares=shares, combine=combine)
+        self._predict = keras_predict_all(models, self.head, mean if len(models) > 1 else lambda scores: scores[0])
 
     def __repr__(self) -> str:
-        return f"<birdtpu {self.recipe.name}: {len(self.classes)} species, {self.run.folder}>"
+        several = f" x {len(self.runs)}" if len(self.runs) > 1 else ""
+        folders = ", ".join(run.folder for run in self.runs)
+        return f"<birdtpu {self.recipe.name}{several}: {len(self.classes)} species, {folders}>"
 
     def score(self, sources: Iterable[engine.Source]) -> Iterator[engine.Scores]:
         """Scores of any sources of audio at the recipe's sample rate (see `inference.engine`)."""
@@ -128,20 +143,34 @@ class Predictor:
         return 10 * np.log10(np.maximum(np.concatenate(power)[:frames], 1e-10))
 
 
-def load(run: PathLike | Run, head: str | None = None) -> Predictor:
-    """A finished run, ready to predict.
+def load(
+    run: Runs,
+    head: str | None = None,
+    *,
+    combine: str = "probabilities",
+    weights: Sequence[float] | None = None,
+) -> Predictor:
+    """A finished run, or several as an ensemble, ready to predict.
 
     Args:
-        run: A run, its folder, or where it is published: `kaggle:owner/slug`.
-        head: `clipwise`, `segmentwise` or `attention`; None: the recipe's.
+        run: A run, its folder, or where it is published: `kaggle:owner/slug`; or a list of them. The folder of a
+            cross-validation stands for the runs of its folds.
+        head: `clipwise`, `segmentwise` or `attention`; None: the recipes'.
+        combine: Whether an ensemble's score is the mean of its members' `probabilities`, or of their `logits`.
+        weights: One a member, above 0; None: they count alike.
 
-    Raises: UserError where the folder is no finished run or its weights are damaged.
+    Raises: UserError where a folder is no finished run, its weights are damaged, or the runs do not fit together.
     """
-    return Predictor(_opened(run), head)
+    return Predictor(open_members(run), head, combine, weights)
 
 
-def _opened(run: PathLike | Run) -> Run:
-    return run if isinstance(run, Run) else open_run(resolve(os.fspath(run)))
+def _model(run: Run) -> Any:
+    """A run's `SoundEventModel` with its weights."""
+    from birdtpu.models.build import SoundEventModel
+
+    model = SoundEventModel(run.recipe, len(run.classes), weights="none")
+    run.load_weights(model.network)
+    return model
 
 
 def audio_files(audio: PathLike | Sequence[PathLike]) -> list[tuple[str, str]]:
@@ -168,11 +197,13 @@ def audio_files(audio: PathLike | Sequence[PathLike]) -> list[tuple[str, str]]:
 
 
 def predict(
-    run: PathLike | Run,
+    run: Runs,
     audio: PathLike | Sequence[PathLike],
     output: PathLike,
     *,
     head: str | None = None,
+    combine: str = "probabilities",
+    weights: Sequence[float] | None = None,
     threshold: float | None = None,
     channel: str | None = None,
     submission: PathLike | None = None,
@@ -181,10 +212,10 @@ def predict(
     """Score files and write what they hold: a CSV of segments a file, and `failures.csv`.
 
     Args:
-        run: A finished run, its folder, or `kaggle:owner/slug`.
+        run, head, combine, weights: As for `load`.
         audio: Files and folders.
         output: Folder for the results.
-        head, threshold: Instead of the run's.
+        threshold: One for all species, instead of the run's.
         channel: `mix`, `left` or `right`.
         submission: A competition's sample file; then `submission.csv` is written too.
         plots: Also a picture a file of up to `MOST_PLOTTED_SECONDS`.
@@ -198,13 +229,13 @@ def predict(
     from birdtpu.inference.outputs import csv as sheets
     from birdtpu.inference.outputs import submission as filling
 
-    run, output = _opened(run), os.fspath(output)
+    members, output = open_members(run), os.fspath(output)
     names = {path: name for name, path in audio_files(audio)}
     if submission:
         _one_file_a_stem(names)
-        filling.check_sample(submission, run.classes)
+        filling.check_sample(submission, members[0].classes)
+    predictor = Predictor(members, head, combine, weights)
     storage.makedirs(output)
-    predictor = load(run, head)
     failures: list[tuple[str, str]] = []
     stems: dict[str, Any] = {}
     limit = predictor.thresholds if threshold is None else threshold

@@ -70,3 +70,49 @@ def test_examples_are_independent():
     for i in range(2):
         for key, alone in pooled(slice(i, i + 1)).items():
             np.testing.assert_allclose(both[key][i], alone[0], rtol=1e-5, atol=1e-6, err_msg=key)
+
+
+def logit(p):
+    return np.log(p) - np.log1p(-p)
+
+
+SHARES = np.array([0.5, 0.3, 0.2])
+ORDERS = [np.array([0, 1, 2]), np.array([2, 0, 1]), np.array([0, 1, 2])]
+
+
+@pytest.mark.parametrize("combine", ["probabilities", "logits"])
+def test_the_mean_over_models_matches_a_numpy_twin(combine):
+    scores = np.random.default_rng(3).uniform(0.01, 0.99, (3, 4, 3))
+    aligned = [each[:, order] for each, order in zip(scores, ORDERS, strict=True)]
+    if combine == "probabilities":
+        expected = np.average(aligned, axis=0, weights=SHARES)
+    else:
+        expected = 1 / (1 + np.exp(-np.average(logit(np.array(aligned)), axis=0, weights=SHARES)))
+    got = pooling.mean_over_models(list(scores.astype(np.float32)), ORDERS, SHARES, combine)
+    np.testing.assert_allclose(numpy(got), expected, atol=1e-6)
+
+
+def test_a_certain_model_does_not_outvote_the_others_without_end():
+    """The mean of logits is finite at 0 and 1: they count as CLAMP and 1 - CLAMP."""
+    sure, other = np.array([[1.0, 0.0, 1.0]], np.float32), np.array([[0.0, 0.0, 0.5]], np.float32)
+    same, halves = [np.arange(3)] * 2, np.array([0.5, 0.5])
+    got = numpy(pooling.mean_over_models([sure, other], same, halves, "logits"))[0]
+    # 1 - CLAMP is rounded to float32, by 3 % of CLAMP at most: 0.008 of a fourth of its logit's half.
+    np.testing.assert_allclose(got, [0.5, pooling.CLAMP, 1 / (1 + np.sqrt(pooling.CLAMP))], atol=0.01)
+    got = numpy(pooling.mean_over_models([sure, other], same, halves, "probabilities"))[0]
+    np.testing.assert_array_equal(got, [0.5, 0, 0.75])
+
+
+@pytest.mark.parametrize("combine", ["probabilities", "logits"])
+def test_means_over_models_are_independent_of_other_examples(combine):
+    scores = np.random.default_rng(4).random((3, 2, 3)).astype(np.float32)
+    scores[:, 1] *= 1e-6
+    both = numpy(pooling.mean_over_models(list(scores), ORDERS, SHARES, combine))
+    for i in range(2):
+        alone = numpy(pooling.mean_over_models(list(scores[:, i : i + 1]), ORDERS, SHARES, combine))
+        np.testing.assert_allclose(both[i], alone[0], rtol=1e-6)
+
+
+def test_an_unknown_way_to_combine_is_named():
+    with pytest.raises(ValueError, match="probabilities, logits"):
+        pooling.mean_over_models([np.zeros((1, 1))], [np.arange(1)], np.ones(1), "median")

@@ -15,6 +15,7 @@ import birdtpu
 from birdtpu import cli
 from birdtpu.data.synthesis import synthesize
 from birdtpu.errors import UserError
+from birdtpu.evaluation.compare import LABELS, paired_bootstrap, read_out_of_fold
 from birdtpu.recipe import load_recipe
 from birdtpu.run import open_run
 from birdtpu.workflows.cross_validate import mean_of_folds
@@ -277,10 +278,19 @@ def test_cross_validation_resumes(capsys, prepared, world, tmp_path):
     assert list(table["fold"]) == ["0", "1", "mean", "pooled"]
     mean = table.set_index("fold")["macro_average_precision"]
     assert mean["mean"] == pytest.approx((mean["0"] + mean["1"]) / 2)
+    out_of_fold = tmp_path / "cv" / "oof.csv"
+    scores, written = read_out_of_fold(str(out_of_fold)), out_of_fold.read_bytes()
+    assert list(scores.columns) == [*LABELS, *open_run(tmp_path / "cv" / "fold-0").classes.codes]
+    for fold, part in scores.groupby("fold"):
+        plan = pd.read_csv(tmp_path / "cv" / f"fold-{fold}" / "plan.csv").query("role == 'test'")
+        assert set(part["recording"]) == set(plan["record"].str.split("/").str[0])
+    assert scores["recording"].is_unique and paired_bootstrap(scores, scores).a == pytest.approx(mean["mean"])
+    out_of_fold.unlink()
     weights = tmp_path / "cv" / "fold-0" / "model.weights.h5"
     stamp = weights.stat().st_mtime_ns
     code, again, _ = command(capsys, *args)
     assert code == 0 and weights.stat().st_mtime_ns == stamp and "fold 0 of" not in again
+    assert out_of_fold.read_bytes() == written
     code, _, err = command(capsys, *args, "--set", "train.learning_rate=0.5")
     assert code == 2 and "another recipe" in err
     args[3] = shutil.copytree(prepared, tmp_path / "moved")

@@ -1,6 +1,6 @@
 """Scores by Keras itself, on TensorFlow or JAX."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -38,7 +38,23 @@ def keras_predict(model: Any, head: str) -> Callable[[np.ndarray], np.ndarray]:
         model: A `SoundEventModel` with its weights.
         head: See `models.build.clip_scores`.
     """
-    from birdtpu.models.build import clip_scores
+    return keras_predict_all([model], head, lambda scores: scores[0])
 
-    function = compiled(lambda audio: clip_scores(model(audio), head))
+
+def keras_predict_all(
+    models: Sequence[Any], head: str, combine: Callable[[list], Any]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Several models as one compiled function: `(batch, clip samples)` float32 -> `(batch, classes)` scores.
+
+    Args:
+        models: `SoundEventModel`s with their weights, for clips of one length; those with the same log-mel share one.
+        head: See `models.build.clip_scores`.
+        combine: From the tensors that the models score, one a model, to `(batch, classes)`.
+    """
+    from birdtpu.models.build import clip_scores, outputs_of_all
+
+    def scores(audio: Any) -> Any:
+        return combine([clip_scores(outputs, head) for outputs in outputs_of_all(models, audio)])
+
+    function = compiled(scores)
     return lambda audio: keras.ops.convert_to_numpy(function(audio))
