@@ -25,7 +25,8 @@ RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or 
 RunFolders = Annotated[
     list[str],
     typer.Argument(
-        metavar="RUN...", help="A run folder, kaggle:owner/slug, or a cross-validation's; several: an ensemble."
+        metavar="RUN",
+        help="A run folder, kaggle:owner/slug, or a cross-validation's folder; several runs are an ensemble.",
     ),
 ]
 Combine = Annotated[str, typer.Option(help="What an ensemble averages: probabilities or logits.")]

@@ -79,8 +79,8 @@ def cross_validate(
     everything = pd.concat(tested)
     pooled = evaluate_recordings(clips, everything, predictor.classes, **common)
     write_report(pooled, storage.join(run, "pooled"))
-    scored = everything[everything["recording"].isin(list(clips))]
-    write_out_of_fold(storage.join(run, OUT_OF_FOLD), scored, pooled.scores, predictor.classes)
+    rows_of_scores = everything[everything["recording"].isin(list(clips))]
+    write_out_of_fold(storage.join(run, OUT_OF_FOLD), rows_of_scores, pooled.scores, predictor.classes)
     last = {"fold": "pooled", **{m: pooled.result[m]["value"] for m in METRICS}}
     last |= {f"{m}_{end}": pooled.result[m][end] for m in METRICS for end in ("low", "high")}
     table = pd.concat([table, pd.DataFrame([mean_of_folds(table, draws), last])], ignore_index=True)
