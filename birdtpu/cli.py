@@ -31,6 +31,10 @@ RunFolders = Annotated[
 ]
 Combine = Annotated[str, typer.Option(help="What an ensemble averages: probabilities or logits.")]
 Weights = Annotated[str | None, typer.Option(metavar="N,N,...", help="A weight a run; default: all alike.")]
+InitFrom = Annotated[
+    str | None,
+    typer.Option(metavar="RUN", help="Begin with this run's weights; its species may be others (kaggle:owner/slug)."),
+]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Change the recipe; may be repeated.")
 ]
@@ -102,6 +106,7 @@ def train(
     data: Data,
     run: Annotated[str, typer.Option(metavar="DIR", help="The run folder.")],
     fold: Annotated[str | None, typer.Option(help="Hold this fold out; without it, everything is trained on.")] = None,
+    init_from: InitFrom = None,
     tpu: Tpu = False,
     backend: Backend = None,
     resume: Annotated[bool, typer.Option(help="Go on from the run's last checkpoint, or begin again.")] = True,
@@ -114,7 +119,7 @@ def train(
     from birdtpu.workflows.train import train as call
 
     saving: dict[str, Any] = {"resume": resume, "save_minutes": save_minutes, "save_steps": save_steps}
-    finished = call(recipe, data, run, fold=fold, settings=set_ or (), tpu=tpu, **saving)
+    finished = call(recipe, data, run, fold=fold, init_from=init_from, settings=set_ or (), tpu=tpu, **saving)
     typer.echo(f"weights, log and curves in {finished.folder}")
 
 
@@ -198,6 +203,7 @@ def cross_validate(
     recipe: RecipeName,
     data: Data,
     run: Annotated[str, typer.Option(metavar="DIR", help="Folder for a run a fold; what is done there stays.")],
+    init_from: InitFrom = None,
     tpu: Tpu = False,
     backend: Backend = None,
     set_: Settings = None,
@@ -206,7 +212,7 @@ def cross_validate(
     _choose_backend(backend, tpu)
     from birdtpu.workflows.cross_validate import cross_validate as call
 
-    table = call(recipe, data, run, settings=set_ or (), tpu=tpu)
+    table = call(recipe, data, run, init_from=init_from, settings=set_ or (), tpu=tpu)
     shown = table[[column for column in table.columns if not column.endswith(("_low", "_high"))]]
     typer.echo(shown.to_string(index=False, float_format="%.4f", na_rep=""))
 

@@ -63,6 +63,10 @@ class Labels(Section):
     classes: str = Field(
         default="", description="path of a class list (CSV with the column code); empty: the primary labels"
     )
+    synonyms: str = Field(
+        default="",
+        description="path of a CSV with the columns scientific_name and synonym, for --init-from across years",
+    )
     filter_to_classes: bool = Field(
         default=False, description="leave out recordings whose primary label is not in the list"
     )

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from birdtpu import random
+from birdtpu.data.plan import recordings_of
 
 _TURN, _SHARD, _RECORDING, _ROW, _GROUP, _CROP = (
     random.stream(f"order/{name}") for name in ("turn", "shard", "recording", "row", "group", "crop")
@@ -43,7 +44,7 @@ def epoch_rows(
         each is. Both int64.
     """
     index, occurrence = _choose(plan, seed, epoch)
-    recording = pd.factorize(plan["record"].str.rsplit("/", n=1).str[0])[0][index]
+    recording = pd.factorize(recordings_of(plan))[0][index]
     source = pd.factorize(plan["source"], sort=True)[0][index]
     key = random.hash32(seed, _ROW, epoch, index, occurrence)
     recording_key = random.hash32(seed, _RECORDING, epoch, recording)

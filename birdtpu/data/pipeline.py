@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from birdtpu import random, storage
 from birdtpu.data import order, records, shards
-from birdtpu.data.plan import dense_targets
+from birdtpu.data.plan import dense_targets, recordings_of
 from birdtpu.errors import UserError
 from birdtpu.species import ClassList
 
@@ -302,7 +302,7 @@ def _partners(
 ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """(position, seed) -> a job of `_cut` for a row with the same targets, of another recording where there is one."""
     kind = pd.factorize(plan["targets"])[0]
-    recording = pd.factorize(plan["record"].str.rsplit("/", n=1).str[0])[0]
+    recording = pd.factorize(recordings_of(plan))[0]
     alike = pd.Series(np.arange(len(plan))).groupby(kind).indices
     length = np.rint(shelf.table["seconds"].to_numpy()[place] * shelf.sample_rate).astype(np.int64)
     begin, end = (np.rint(plan[column].to_numpy() * shelf.sample_rate).astype(np.int64) for column in STRETCH)

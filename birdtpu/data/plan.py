@@ -180,6 +180,11 @@ def dense_targets(plan: pd.DataFrame, classes: ClassList) -> tuple[np.ndarray, n
     return targets, np.maximum(np.stack(masks)[unknown_of_row], targets)
 
 
+def recordings_of(plan: pd.DataFrame) -> pd.Series:
+    """The recording of each row."""
+    return plan["record"].str.rsplit("/", n=1).str[0]
+
+
 def save_plan(plan: pd.DataFrame, path: str | os.PathLike) -> None:
     """Write the plan as CSV, atomically; `load_plan` gives the same table, to the last bit."""
     storage.write_text(path, plan_text(plan))
@@ -211,7 +216,7 @@ def plan_report(plan: pd.DataFrame, classes: ClassList) -> str:
     counts each row once.
     """
     table = plan.assign(
-        recording=plan["record"].str.rsplit("/", n=1).str[0],
+        recording=recordings_of(plan),
         seconds=plan["end_seconds"] - plan["start_seconds"],
         species=plan["targets"].where(plan["targets"] != "", "(none)").str.split(";"),
     )

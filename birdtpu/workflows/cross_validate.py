@@ -13,7 +13,7 @@ from birdtpu.errors import UserError
 from birdtpu.evaluation.compare import write_out_of_fold
 from birdtpu.evaluation.evaluate import Evaluation, evaluate_recordings
 from birdtpu.evaluation.report import write_report
-from birdtpu.publish.places import data_folders
+from birdtpu.publish.places import data_folders, resolve
 from birdtpu.recipe import Recipe, recipe_of
 from birdtpu.run import Run, is_finished, open_run
 from birdtpu.storage import PathLike
@@ -31,6 +31,7 @@ def cross_validate(
     data: PathLike | Sequence[PathLike],
     run: PathLike,
     *,
+    init_from: PathLike | None = None,
     settings: Sequence[str] = (),
     tpu: bool = False,
 ) -> pd.DataFrame:
@@ -41,6 +42,8 @@ def cross_validate(
         data: Prepared folder or folders.
         run: A folder: `fold-K/` holds each run and its `evaluation/`, `cross_validation.csv` the table, `oof.csv`
             each recording's scores by the run that held it out, and `pooled/` the metrics over them.
+        init_from: As for `train`: one run for all folds, or the folder of a cross-validation, whose `fold-K` a fold K
+            begins with: then nothing is tested that was trained on.
         settings: Changes to the recipe.
         tpu: Train on a TPU, and on nothing else.
 
@@ -58,7 +61,7 @@ def cross_validate(
     for fold, home in homes.items():
         if fold not in finished:
             print(f"fold {fold} of {', '.join(homes)}", flush=True)
-            train(recipe, folders, home, fold=fold, tpu=tpu)
+            train(recipe, folders, home, fold=fold, init_from=_of_fold(init_from, fold), tpu=tpu)
         predictor = load(home)
         truth, scored, _ = held_out(predictor, folders)
         known = of_known_species(truth.recordings, predictor.classes)
@@ -105,6 +108,15 @@ def _tested_folds(recordings: pd.DataFrame) -> list[str]:
     return folds
 
 
+def _of_fold(init_from: PathLike | None, fold: str) -> str | None:
+    """The run that a fold begins with."""
+    if init_from is None:
+        return None
+    start = resolve(os.fspath(init_from))
+    own = storage.join(start, f"fold-{fold}")
+    return own if is_finished(own) else start
+
+
 def _is_finished(home: str, fold: str, recipe: Recipe, folders: list[str], recordings: pd.DataFrame) -> bool:
     """Whether a fold's run stands already. Raises UserError where it is the run of something else."""
     if not is_finished(home):
@@ -126,7 +138,7 @@ def _is_finished(home: str, fold: str, recipe: Recipe, folders: list[str], recor
 def _has_other_folds(done: Run, fold: set[str]) -> bool:
     """Whether a run tested other recordings of its plan than those of this fold."""
     plan = planning.load_plan(done.path("plan.csv"))
-    recording = plan["record"].str.rsplit("/", n=1).str[0]
+    recording = planning.recordings_of(plan)
     return set(recording[plan["role"] == "test"]) != fold & set(recording)
 
 

@@ -119,7 +119,7 @@ def held_out(
         raise UserError(f"run {run.folder}: was published without its plan; give --audio a labelled folder")
     folders = data_folders(data or run.info["data"])
     plan = planning.load_plan(run.path("plan.csv"))
-    names = set(plan.loc[plan["role"] == "test", "record"].str.rsplit("/", n=1).str[0])
+    names = set(planning.recordings_of(plan[plan["role"] == "test"]))
     if not names:
         raise UserError(
             f"run {run.folder}: was trained on everything and held nothing out; give --audio a labelled folder"

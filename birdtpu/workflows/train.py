@@ -19,12 +19,13 @@ from birdtpu.data import folds as folding
 from birdtpu.data import plan as planning
 from birdtpu.data import shards, tables
 from birdtpu.errors import UserError
-from birdtpu.publish.places import data_folders
+from birdtpu.publish.places import data_folders, resolve
 from birdtpu.recipe import Recipe, Train, recipe_of
-from birdtpu.run import Run, is_finished
+from birdtpu.run import Run, is_finished, open_run
 from birdtpu.species import ClassList
 from birdtpu.storage import PathLike
 from birdtpu.training.machine import prepare_for_tpu
+from birdtpu.workflows import transfer
 
 _NO_MEMORY = "the device has no memory for a step: raise train.accumulate, or lower train.batch_size"
 
@@ -50,6 +51,7 @@ def train(
     run: PathLike,
     *,
     fold: str | int | None = None,
+    init_from: PathLike | None = None,
     settings: Sequence[str] = (),
     tpu: bool = False,
     resume: bool = True,
@@ -63,6 +65,8 @@ def train(
         data: Folder or folders that `prepare` wrote: local, `gs://`, or `kaggle:owner/slug`.
         run: The run folder, local or `gs://`; one that holds a finished run is an error.
         fold: The fold that is held out; None trains on everything.
+        init_from: A finished run, its folder or `kaggle:owner/slug`, whose weights this one begins with. Its species
+            may be others: those that both know (by scientific name, else by code) keep their rows of the head.
         settings: Changes to the recipe, as `table.key=value`.
         tpu: Train on a TPU, and on nothing else.
         resume: Go on from the folder's last checkpoint. False: begin again.
@@ -78,7 +82,7 @@ def train(
     if tpu:
         prepare_for_tpu()
     with storage.locked(run):
-        return _train(recipe, folders, run, fold, tpu, resume, save_minutes, save_steps)
+        return _train(recipe, folders, run, fold, init_from, tpu, resume, save_minutes, save_steps)
 
 
 def _train(
@@ -86,6 +90,7 @@ def _train(
     folders: list[str],
     run: str,
     fold: str | int | None,
+    init_from: PathLike | None,
     tpu: bool,
     resume: bool,
     save_minutes: float,
@@ -109,6 +114,10 @@ def _train(
     knobs = resolved(recipe.train, accelerator.replicas)
     classes, plan, balance_report = make_plan(recipe, prepared, fold)
     info = {"version": __version__, **data_info(folders), "fold": _text(fold), "batch_size": knobs.batch_size}
+    start = None if init_from is None else open_run(resolve(os.fspath(init_from)))
+    if start is not None:
+        info |= _begun_from(start, recipe, plan)
+        seen = transfer.trained_on(start) if storage.exists(start.path("plan.csv")) else ()
     draft = Run(run, recipe, classes, info)
     saving = Saving(checkpoints, save_minutes * 60, save_steps, _identity(draft, plan))
 
@@ -118,10 +127,25 @@ def _train(
         storage.sweep(run)
         draft.save()
         planning.save_plan(plan, draft.path("plan.csv"))
+        if start is not None:
+            storage.write_text(draft.path(transfer.SEEN), "".join(f"{name}\n" for name in sorted(seen)))
         storage.write_text(draft.path("balance.csv"), balance_report.to_csv(index=False, lineterminator="\n"))
         print(_plan_and_balance(plan, classes, balance_report), flush=True)
 
-    return _fit(draft, knobs, plan, prepared, accelerator, saving, resume, begin)
+    return _fit(draft, start, knobs, plan, prepared, accelerator, saving, resume, begin)
+
+
+def _begun_from(start: Run, recipe: Recipe, plan: pd.DataFrame) -> dict[str, Any]:
+    """What a run notes of the one that it is begun from; warns where that has seen what is held out."""
+    transfer.check_fits(start, recipe)
+    again = transfer.held_out_before(start, plan)
+    if again:
+        warnings.warn(
+            f"{start.folder}: was trained on {len(again)} of the held-out recordings ({again[0]}, ...): the score will "
+            "be optimistic; hold the same fold out there",
+            stacklevel=2,
+        )
+    return {"init_from": start.folder, "init_sha256": start.info["weights_sha256"], "optimistic": len(again)}
 
 
 def _identity(draft: Run, plan: pd.DataFrame) -> dict[str, Any]:
@@ -133,6 +157,7 @@ def _identity(draft: Run, plan: pd.DataFrame) -> dict[str, Any]:
         "batch_size": draft.info["batch_size"],
         "classes": _short_hash("\n".join(draft.classes.codes)),
         "plan": _short_hash(planning.plan_text(plan)),
+        "init": draft.info.get("init_sha256"),
     }
 
 
@@ -149,6 +174,7 @@ def _check_same(folder: str, before: dict[str, Any], now: dict[str, Any]) -> Non
         "batch_size": "another batch over all replicas",
         "classes": "other classes",
         "plan": "another plan, by another version of birdtpu",
+        "init": "another --init-from",
     }
     for key, what in names.items():
         if before.get(key) != now[key]:
@@ -283,6 +309,7 @@ def _model(draft: Run, accelerator: "Accelerator") -> Any:
 
 def _fit(
     draft: Run,
+    start: Run | None,
     knobs: Train,
     plan: pd.DataFrame,
     prepared: Prepared,
@@ -308,6 +335,10 @@ def _fit(
     steps = per_epoch * knobs.epochs
     with accelerator.scope():
         model = _model(draft, accelerator)
+        if start is not None:
+            synonyms = transfer.read_synonyms(recipe.labels.synonyms) if recipe.labels.synonyms else {}
+            shared = transfer.take_over(start, model.network, draft.classes, synonyms)
+            print(f"begun from {start.folder}: {shared} of {len(draft.classes)} species are known to it", flush=True)
         optimizer = make_optimizer(model.network, knobs, steps)
     schedule = optimizer._learning_rate
     step = accelerator.step(model, optimizer, knobs)

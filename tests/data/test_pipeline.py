@@ -391,5 +391,5 @@ def test_background_comes_from_its_own_folder(folder, plan, tmp_path):
 
 def test_background_of_another_rate_is_named(folder, plan, tmp_path):
     sounds = write_folder(tmp_path / "sounds", [("N0", 0.9)], rate=2000)
-    with pytest.raises(UserError, match="background: .* is prepared at 2000 Hz, the data at 1000 Hz"):
+    with pytest.raises(UserError, match=r"background: .* is prepared at 2000 Hz, the data at 1000 Hz"):
         take(folder, plan, 1, background=sounds)
