@@ -10,22 +10,16 @@ import numpy as np
 import pandas as pd
 
 from birdtpu import metrics, storage
+from birdtpu.evaluation.drawing import COLOURS, FAINT, GREY, INK, NAMED_CURVES, names_of, say_nothing, title
 from birdtpu.evaluation.evaluate import Evaluation
-from birdtpu.species import ClassList
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, GREY, FAINT = "#22313f", "#7f8c97", "#e3e8ec"
-# Okabe and Ito's colours, told apart by colour-blind readers too; black is kept for the mean.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7a5c3e")
-NAMED_CURVES = len(COLOURS)
-"""Up to this many classes each have a colour; more are drawn faintly, and only the weakest named."""
 COUNTED_CELLS = 40
 """Up to this many classes the confusion's cells hold their counts; more, and a list beside it does."""
 LISTED = 25
-NAME_LENGTH = 34
 
 
 def write_report(evaluation: Evaluation, folder: str | os.PathLike) -> None:
@@ -52,7 +46,7 @@ def confusion_figure(evaluation: Evaluation) -> Figure:
     from matplotlib.figure import Figure
 
     counts, shown = _confusion(evaluation)
-    names = _names(evaluation.classes, shown)
+    names = names_of(evaluation.classes, shown)
     size = len(shown)
     cell = float(np.clip(12 / size, 0.085, 0.62)) if size else 1.0
     many = size > COUNTED_CELLS
@@ -62,9 +56,9 @@ def confusion_figure(evaluation: Evaluation) -> Figure:
     noun = "recordings" if evaluation.result["by"] == "recording" else "rows with one species or none"
     text = f"{np.trace(counts)} of {counts.sum()} {noun} on the diagonal"
     large = float(np.clip(side, 11, 20)) if many else 11
-    _title(axes[0], "Label against top-scoring species", text, large)
+    title(axes[0], "Label against top-scoring species", text, large)
     if not counts.sum():
-        _say_nothing(axes[0], "no row is named by one species")
+        say_nothing(axes[0], "no row is named by one species")
         return figure
     kind = "Primary label (recordings)" if evaluation.result["by"] == "recording" else "Label (rows)"
     axes[0].set_ylabel(kind, fontsize=large * 0.85, color=GREY)
@@ -91,9 +85,9 @@ def precision_recall_figure(evaluation: Evaluation) -> Figure:
     figure = Figure(figsize=(10.5, 6.2), layout="constrained", facecolor="white")
     axes = figure.subplots()
     by = "recording" if evaluation.result["by"] == "recording" else "row"
-    _title(axes, f"Precision and recall by {by}", f"{len(curves)} of {len(evaluation.classes)} classes have a positive")
+    title(axes, f"Precision and recall by {by}", f"{len(curves)} of {len(evaluation.classes)} classes have a positive")
     if not curves:
-        _say_nothing(axes, "no class has a positive")
+        say_nothing(axes, "no class has a positive")
         return figure
     axes.set(xlim=(0, 1.005), ylim=(0, 1.02), xlabel="Recall", ylabel="Precision")
     axes.grid(color=FAINT, linewidth=0.8)
@@ -154,14 +148,14 @@ def _list_confusions(axes: Axes, counts: np.ndarray, names: list[str], large: fl
         axes.text(0, place - 0.26, text, fontsize=max(large * 0.6, 8.5), color=INK, va="bottom", parse_math=False)
     axes.set_ylim(LISTED, -1)
     axes.set_axis_off()
-    _title(axes, "Most frequent confusions", "label \N{RIGHTWARDS ARROW} top-scoring species", large)
+    title(axes, "Most frequent confusions", "label \N{RIGHTWARDS ARROW} top-scoring species", large)
 
 
 def _draw_curves(axes: Axes, curves: dict[int, tuple[np.ndarray, np.ndarray]], evaluation: Evaluation) -> None:
     per_class = evaluation.result["per_class"]
     grid = (np.arange(1000) + 0.5) / 1000
     stack = np.stack([precision[np.searchsorted(recall, grid)] for precision, recall in curves.values()])
-    names = dict(zip(curves, _names(evaluation.classes, list(curves)), strict=True))
+    names = dict(zip(curves, names_of(evaluation.classes, list(curves)), strict=True))
     entry = {i: f"{per_class[i]['average_precision']:.2f}  {names[i]} ({per_class[i]['positives']})" for i in curves}
     handles, labels = [], []
     named = len(curves) <= NAMED_CURVES
@@ -181,7 +175,7 @@ def _draw_curves(axes: Axes, curves: dict[int, tuple[np.ndarray, np.ndarray]], e
             handles.append(axes.plot([], [], linestyle="none")[0])
             labels.append(entry[i])
     (mean,) = axes.plot(grid, stack.mean(axis=0), color="black", linewidth=2.4)
-    title = (
+    heading = (
         "Average precision of each class\n(its positives)"
         if named
         else "Average precision of the weakest classes\n(their positives)"
@@ -189,7 +183,7 @@ def _draw_curves(axes: Axes, curves: dict[int, tuple[np.ndarray, np.ndarray]], e
     legend = axes.legend(
         [mean, *handles],
         [f"{evaluation.result['macro_average_precision']['value']:.2f}  mean of the classes", *labels],
-        title=title,
+        title=heading,
         loc="upper left",
         bbox_to_anchor=(1.01, 1.0),
         frameon=False,
@@ -199,36 +193,3 @@ def _draw_curves(axes: Axes, curves: dict[int, tuple[np.ndarray, np.ndarray]], e
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
-
-
-def _names(classes: ClassList, shown: np.ndarray | list[int]) -> list[str]:
-    """A short name a class that the font can draw: common, else scientific, else the code; nocall after the last."""
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    font = get_font(findfont(FontProperties()))
-
-    def drawable(text: str) -> bool:
-        return bool(text) and all(font.get_char_index(ord(character)) for character in text)
-
-    def name(i: int) -> str:
-        if i == len(classes):
-            return "nocall"
-        known = [classes.common_names[i], classes.scientific_names[i], classes.codes[i]]
-        known = [" ".join(text.split()) for text in known]
-        plain = "".join(character if drawable(character) else "?" for character in known[-1])
-        text = next(filter(drawable, known), plain)
-        return text if len(text) <= NAME_LENGTH else text[: NAME_LENGTH - 1] + "\N{HORIZONTAL ELLIPSIS}"
-
-    return [name(int(i)) for i in shown]
-
-
-def _title(axes: Axes, title: str, below: str, size: float = 11) -> None:
-    axes.set_title(f"{title}\n", loc="left", fontsize=size * 1.15, color=INK, fontweight="bold", linespacing=1.6)
-    axes.annotate(
-        below, (0, 1), (0, 8), xycoords="axes fraction", textcoords="offset points", fontsize=size * 0.85, color=GREY
-    )
-
-
-def _say_nothing(axes: Axes, why: str) -> None:
-    axes.set_axis_off()
-    axes.text(0.5, 0.5, f"Nothing to draw: {why}", ha="center", va="center", color=GREY, transform=axes.transAxes)
