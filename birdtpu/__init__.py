@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from birdtpu.workflows.evaluate import evaluate
     from birdtpu.workflows.predict import load, predict
     from birdtpu.workflows.prepare import prepare
+    from birdtpu.workflows.thresholds import thresholds
     from birdtpu.workflows.train import train
 
 _HOMES = {
@@ -23,10 +24,11 @@ _HOMES = {
     "load": "birdtpu.workflows.predict",
     "predict": "birdtpu.workflows.predict",
     "prepare": "birdtpu.workflows.prepare",
+    "thresholds": "birdtpu.workflows.thresholds",
     "train": "birdtpu.workflows.train",
 }
 
-__all__ = ["__version__", "cross_validate", "evaluate", "load", "predict", "prepare", "train"]
+__all__ = ["__version__", "cross_validate", "evaluate", "load", "predict", "prepare", "thresholds", "train"]
 
 
 def __getattr__(name: str) -> Any:

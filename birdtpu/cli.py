@@ -198,6 +198,33 @@ def evaluate(
     _end_with([(failures, f"{output}/failures.csv")], strict)
 
 
+@app.command()
+def thresholds(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    target_fpr: Annotated[float, typer.Option(min=0, max=1, help="Share of recordings with a false call.")] = 0.01,
+    audio: Annotated[str | None, typer.Option(metavar="DIR", help="A labelled folder; else the held-out fold.")] = None,
+    table: Annotated[str | None, typer.Option(metavar="CSV", help="The folder's table.")] = None,
+    data: Annotated[list[str] | None, typer.Option(metavar="DIR", help="Prepared folders, if they moved.")] = None,
+    head: Annotated[str | None, typer.Option(help="clipwise, segmentwise or attention; default: the recipe's.")] = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Save each species' own, not their median.")] = False,
+    output: Annotated[str | None, typer.Option(metavar="DIR", help="Default: RUN/thresholds.")] = None,
+    strict: Strict = False,
+    backend: Backend = None,
+) -> None:
+    """Choose thresholds for a false positive rate and save them with the run, for predict to use."""
+    _choose_backend(backend)
+    from birdtpu.evaluation.thresholds import summary_lines
+    from birdtpu.workflows.thresholds import thresholds as call
+
+    output = output or f"{run.rstrip('/')}/thresholds"
+    options: dict[str, Any] = {"audio": audio, "table": table, "data": data, "head": head, "per_class": per_class}
+    found, failures = call(run, target_fpr=target_fpr, output=output, **options)
+    for line in summary_lines(found.result, per_class):
+        typer.echo(line)
+    typer.echo(f"saved in {run}/thresholds.json; per class, ROC curves and histograms in {output}")
+    _end_with([(failures, f"{output}/failures.csv")], strict)
+
+
 @app.command("cross-validate")
 def cross_validate(
     recipe: RecipeName,

@@ -5,6 +5,7 @@ import json
 import os
 import tempfile
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from birdtpu.recipe import Head, Probability, Recipe, load_recipe
 from birdtpu.species import ClassList
 
 WEIGHTS = "model.weights.h5"
+THRESHOLDS = "thresholds.json"
 
 
 class _Info(BaseModel):
@@ -102,11 +104,26 @@ class Run:
         Raises: UserError where the saved ones are damaged.
         """
         fallback = self.recipe.predict.thresholds[head]
-        path = self.path("thresholds.json")
-        saved = {}
-        if storage.exists(path):
-            saved = _checked(_THRESHOLDS, path, "mend it, or remove it for the recipe's").get(head, {})
+        saved = self._saved_thresholds().get(head, {})
         return {code: float(saved.get(code, fallback)) for code in self.classes.codes}
+
+    def save_thresholds(self, head: Head, thresholds: Mapping[str, float]) -> None:
+        """Save a head's thresholds, in place of its earlier ones; other heads keep theirs.
+
+        Args:
+            head: Whose scores they are for.
+            thresholds: One a code, in 0..1.
+
+        Raises: UserError where the saved ones are damaged.
+        """
+        every = {**self._saved_thresholds(), head: dict(thresholds)}
+        _THRESHOLDS.validate_python(every, strict=True)
+        text = json.dumps(every, indent=2, sort_keys=True, ensure_ascii=False)
+        storage.write_text(self.path(THRESHOLDS), text + "\n")
+
+    def _saved_thresholds(self) -> dict[str, dict[str, float]]:
+        path = self.path(THRESHOLDS)
+        return _checked(_THRESHOLDS, path, "mend it, or remove it for the recipe's") if storage.exists(path) else {}
 
 
 def load_weights(network: Any, path: str, what: str) -> None:

@@ -72,6 +72,19 @@ def test_saved_thresholds_go_before_the_recipes(folder):
     assert run.thresholds("segmentwise") == {"crow": 0.9, "owl": 0.9}
 
 
+def test_thresholds_are_saved_head_by_head(folder):
+    run = open_run(folder)
+    run.save_thresholds("clipwise", {"crow": 0.1, "owl": 1 / 3})
+    run.save_thresholds("attention", {"crow": 0.4, "owl": 0.4})
+    run.save_thresholds("clipwise", {"crow": 0.2, "owl": 1 / 3})
+    assert open_run(folder).thresholds("clipwise") == {"crow": 0.2, "owl": 1 / 3}
+    assert open_run(folder).thresholds("attention") == {"crow": 0.4, "owl": 0.4}
+    (folder / "thresholds.json").write_text("{")
+    with pytest.raises(UserError, match=r"thresholds\.json: damaged"):
+        run.save_thresholds("clipwise", {"crow": 0.3})
+    assert (folder / "thresholds.json").read_text() == "{"
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"clipwise": "high"}', '{"clipwise": {"owl": "high"}}',
                                   '{"clipwise": {"owl": 2}}', '{"clipwise": {"owl": NaN}}'])  # fmt: skip
 def test_damaged_thresholds_are_named(folder, text):

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from birdtpu import storage
 from birdtpu.errors import UserError
-from birdtpu.run import WEIGHTS, Run
+from birdtpu.run import THRESHOLDS, WEIGHTS, Run
 
 MANIFEST = "birdtpu-manifest.json"
 _METRICS = "evaluation/metrics.json"
@@ -55,7 +55,7 @@ def stage(run: Run, folder: Path, *, address: str, licence: str) -> bytes:
         "recipe.toml": storage.read_bytes(run.path("recipe.toml")),
         "classes.csv": storage.read_bytes(run.path("classes.csv")),
         "run.json": _json(info),
-        "thresholds.json": _json(heads),
+        THRESHOLDS: _json(heads),
         "README.md": card(run, metrics, address, licence).encode(),
     }
     if metrics:

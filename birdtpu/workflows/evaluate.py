@@ -2,7 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -54,10 +55,6 @@ def evaluate(
     """
     if by not in ("recording", "row"):
         raise UserError(f"by {by!r}: recording or row")
-    if audio is None and table is not None:
-        raise UserError(f"table {table}: it labels a folder of audio; give that too (--audio)")
-    if audio is not None and data:
-        raise UserError("audio and data: give --audio to score a labelled folder, or --data for the held-out fold")
     members = open_members(run)
     if audio is None and len(members) > 1:
         raise UserError(
@@ -65,12 +62,7 @@ def evaluate(
             "folder that none of them saw, or evaluate one run"
         )
     predictor = Predictor(members, head, combine, weights)
-    if audio is None:
-        truth, scored, failures = held_out(predictor, data)
-    else:
-        truth, scored, failures = _folder(predictor, os.fspath(audio), None if table is None else os.fspath(table))
-    if not scored:
-        raise UserError("evaluation: no recording could be scored" + (f" ({failures[0][1]})" if failures else ""))
+    truth, scored, failures = labelled(predictor, audio, table, data)
     recipe = predictor.recipe
     settings = {"thresholds": predictor.thresholds, "draws": recipe.evaluate.bootstrap}
     if by == "recording":
@@ -84,6 +76,39 @@ def evaluate(
         report.write_report(found, output)
         write_failures(storage.join(output, "failures.csv"), failures)
     return found, failures
+
+
+def labelled(
+    predictor: Predictor,
+    audio: PathLike | None,
+    table: PathLike | None,
+    data: PathLike | Sequence[PathLike] | None,
+    *,
+    only: Callable[[pd.DataFrame], pd.DataFrame] = lambda recordings: recordings,
+) -> tuple[tables.Tables, dict[str, engine.Scores], list[tuple[str, str]]]:
+    """The tables, scores and broken files of a labelled folder, or of the fold that the run held out.
+
+    Args:
+        predictor: The run.
+        audio, table, data: As for `evaluate`.
+        only: The table of recordings to the rows that are wanted; called before a folder's audio is scored.
+
+    Raises: UserError where nothing can be scored, or arguments contradict each other.
+    """
+    if audio is None and table is not None:
+        raise UserError(f"table {table}: it labels a folder of audio; give that too (--audio)")
+    if audio is not None and data:
+        raise UserError("audio and data: give --audio to score a labelled folder, or --data for the held-out fold")
+    if audio is None:
+        truth, scored, failures = held_out(predictor, data)
+        truth = replace(truth, recordings=only(truth.recordings))
+    else:
+        truth, scored, failures = _folder(
+            predictor, os.fspath(audio), None if table is None else os.fspath(table), only
+        )
+    if not scored:
+        raise UserError("evaluation: no recording could be scored" + (f" ({failures[0][1]})" if failures else ""))
+    return truth, scored, failures
 
 
 def clip_scores(recordings: Collection[str], scored: dict[str, engine.Scores]) -> dict[str, np.ndarray]:
@@ -146,11 +171,12 @@ def held_out(
 
 
 def _folder(
-    predictor: Predictor, audio: str, table: str | None
+    predictor: Predictor, audio: str, table: str | None, only: Callable[[pd.DataFrame], pd.DataFrame]
 ) -> tuple[tables.Tables, dict[str, engine.Scores], list[tuple[str, str]]]:
     """A labelled folder's tables and scores; recordings are named by their paths."""
     found = tables.read_tables(audio, table)
-    recordings = found.recordings.assign(recording=found.recordings["path"])
+    recordings = only(found.recordings)
+    recordings = recordings.assign(recording=recordings["path"])
     annotations = found.annotations.assign(recording=found.annotations["path"])
     paths = {str(Path(audio, path)): path for path in recordings["path"]}
     scored, failures = {}, []

@@ -117,7 +117,7 @@ def _train(
     start = None if init_from is None else open_run(resolve(os.fspath(init_from)))
     if start is not None:
         info |= _begun_from(start, recipe, plan)
-        seen = transfer.trained_on(start) if storage.exists(start.path("plan.csv")) else ()
+        seen = transfer.trained_on(start)
     draft = Run(run, recipe, classes, info)
     saving = Saving(checkpoints, save_minutes * 60, save_steps, _identity(draft, plan))
 

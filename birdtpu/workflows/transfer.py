@@ -109,13 +109,10 @@ def take_over(run: Run, network: Any, classes: ClassList, synonyms: dict[str, st
 def trained_on(run: Run) -> set[str]:
     """The recordings that a run has learnt from, or chosen its epoch by, itself or through what it was begun from.
 
-    Raises: UserError where it has no plan to tell.
+    Empty where it was published without its plan.
     """
     if not storage.exists(run.path("plan.csv")):
-        raise UserError(
-            f"--init-from {run.folder}: was published without its plan, so nobody can tell whether it was trained on "
-            "the recordings that are held out; begin from a run of your own, or train without --fold"
-        )
+        return set()
     plan = planning.load_plan(run.path("plan.csv"))
     before = run.path(SEEN)
     earlier = storage.read_text(before).split("\n") if storage.exists(before) else []
@@ -123,9 +120,17 @@ def trained_on(run: Run) -> set[str]:
 
 
 def held_out_before(run: Run, plan: pd.DataFrame) -> list[str]:
-    """The recordings that a plan holds out although the run was trained on them."""
+    """The recordings that a plan holds out although the run was trained on them.
+
+    Raises: UserError where the run has no plan to tell.
+    """
     held = set(planning.recordings_of(plan[plan["role"] != "train"]))
-    return sorted(held & trained_on(run)) if held else []
+    if held and not storage.exists(run.path("plan.csv")):
+        raise UserError(
+            f"--init-from {run.folder}: was published without its plan, so nobody can tell whether it was trained on "
+            "the recordings that are held out; begin from a run of your own, or train without --fold"
+        )
+    return sorted(held & trained_on(run))
 
 
 def _plain(name: str) -> str:

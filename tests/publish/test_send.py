@@ -94,6 +94,17 @@ def test_the_same_run_is_not_published_twice(cloud, run, tmp_path):
     assert old.run.info["weights_sha256"] == run.info["weights_sha256"]
 
 
+def test_chosen_thresholds_are_published(cloud, run, tmp_path):
+    other = another(run, tmp_path)
+    publish(other, TO, **FAST)
+    chosen = {"eurbla": 0.1234567890123456, "eurrob1": 1 / 3}
+    other.save_thresholds("segmentwise", chosen)
+    assert publish(other, TO, **FAST).place.version == 2
+    published = json.loads(versions(cloud)[1].files["thresholds.json"])
+    assert published == {head: other.thresholds(head) for head in ("attention", "clipwise", "segmentwise")}
+    assert list(birdtpu.load(f"kaggle:{TO}").thresholds) == list(chosen.values())
+
+
 def test_a_model_goes_up_and_comes_back(cloud, run, tmp_path):
     to = f"{fakes.USER}/dawn-model"
     done = publish(run, to, model=True, public=True, **FAST)

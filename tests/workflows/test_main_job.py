@@ -223,6 +223,69 @@ def test_predict_writes_a_table_and_a_picture_a_file(capsys, run, world, tmp_pat
     assert code == 1 and "0 files scored" in text and "broken.wav" in err
 
 
+def test_thresholds_are_chosen_saved_and_used(capsys, run, world, tmp_path):
+    copy = tmp_path / "r"
+    shutil.copytree(run, copy)
+    before = birdtpu.load(copy)
+    code, text, _ = command(capsys, "thresholds", copy, "--target-fpr", "0.4")
+    assert code == 0 and "3 of 3 species with a threshold of their own for a false positive rate of 0.4" in text
+    table = pd.read_csv(copy / "thresholds" / "per_class.csv")
+    tested = birdtpu.evaluate(copy)[0].result["n_recordings"]
+    assert (table["fpr"] <= 0.4).all() and (table["positives"] + table["negatives"] <= tested).all()
+    common = table["threshold"].median()
+    head = before.head
+    assert json.loads((copy / "thresholds.json").read_text()) == {head: dict.fromkeys(table["code"], common)}
+    assert f"{common:.3f}, their median; saved for all" in text
+    # A recording without the species is a false positive where predict names it in any clip.
+    species, rows = before.classes.codes[0], pd.read_csv(run / "plan.csv").query("role == 'test'")
+    without = [path for path in (world / "train_audio").rglob("*.ogg") if path.parent.name != species]
+    without = [path for path in without if path.stem in set(rows["record"].str.split("/").str[0])]
+    options = ["--output", tmp_path / "o"]
+    assert command(capsys, "predict", copy, *without, *options)[0] == 0
+    named = [species in set(pd.read_csv(tmp_path / "o" / f"{path.name}.csv")["species"]) for path in without]
+    assert np.mean(named) == pytest.approx(table["fpr_at_global"][0])
+
+    call = {"target_fpr": 0.2, "head": "clipwise", "per_class": True}
+    found, failures = birdtpu.thresholds(copy, **call)
+    saved = json.loads((copy / "thresholds.json").read_text())
+    assert saved["clipwise"] == found.values(True) and len(set(saved["clipwise"].values())) == 3 and not failures
+    assert saved[head] == dict.fromkeys(table["code"], common)
+    assert list(birdtpu.load(copy, head="clipwise").thresholds) == list(found.own)
+    per_class = birdtpu.evaluate(copy, head="clipwise")[0].result["per_class"]
+    assert [row["threshold"] for row in per_class] == list(found.own)
+
+
+def test_thresholds_come_from_recordings_that_the_run_has_not_seen(capsys, run, world, tmp_path):
+    copy = tmp_path / "r"
+    shutil.copytree(run, copy)
+    held = birdtpu.thresholds(copy, target_fpr=0.3)[0]
+    with pytest.warns(UserWarning, match=r"of 1. recordings are left out: the run was trained on them"):
+        found, _ = birdtpu.thresholds(copy, target_fpr=0.3, audio=world / "train_audio")
+    assert found.result["n_recordings"] == held.result["n_recordings"]
+    # The shards hold PCM16 of decoded OGG.
+    assert found.common == pytest.approx(held.common, abs=2e-3)
+    seen = set(pd.read_csv(run / "plan.csv").query("role == 'train'")["record"].str.split("/").str[0])
+    for path in (world / "train_audio").rglob("*.ogg"):
+        if path.stem in seen:
+            (tmp_path / "seen" / path.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, tmp_path / "seen" / path.parent.name)
+    saved = (copy / "thresholds.json").read_bytes()
+    for args, message in (
+        (["--audio", tmp_path / "seen"], "the run was trained on every recording of it"),
+        (
+            ["--audio", world / "train_soundscapes", "--table", world / "train_soundscape_labels.csv"],
+            "no recording has a primary label",
+        ),
+        (["--target-fpr", "1"], "a share from 0 to below 1"),
+        (["--head", "loudest"], "head 'loudest': one of"),
+    ):
+        code, _, err = command(capsys, "thresholds", copy, *args)
+        assert code == 2 and message in err and err.count("\n") == 1
+    code, _, err = command(capsys, "thresholds", "kaggle:owner/slug")
+    assert code == 2 and "what is published stays as it is" in err
+    assert (copy / "thresholds.json").read_bytes() == saved
+
+
 def test_the_api_gives_a_data_frame(run, world):
     file = next((world / "train_soundscapes").glob("*.ogg"))
     predictor = birdtpu.load(run, head="clipwise")
@@ -373,8 +436,9 @@ def test_a_long_recording_gets_no_picture(run, world, tmp_path, monkeypatch):
 
 def test_a_run_on_everything_holds_nothing_out(prepared, tmp_path):
     birdtpu.train("quickstart", str(prepared), str(tmp_path / "all"), settings=TINY)
-    with pytest.raises(UserError, match="trained on everything"):
-        birdtpu.evaluate(str(tmp_path / "all"))
+    for call in (birdtpu.evaluate, birdtpu.thresholds):
+        with pytest.raises(UserError, match="trained on everything"):
+            call(str(tmp_path / "all"))
 
 
 @pytest.mark.parametrize(
