@@ -239,7 +239,7 @@ def main() -> None:
             "reading": lambda: reading(bucket, work, args.minutes * 60, latency, args.turns),
             "kills": lambda: kills(bucket, work, args.kills),
         }
-        for name in parts.keys() - found.keys():
+        for name in [name for name in parts if name not in found]:
             found[name] = parts[name]()
             args.json.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
             print(json.dumps({k: v for k, v in found[name].items() if k != "turns"}, indent=1), flush=True)
