@@ -123,12 +123,58 @@ class Frontend(Section):
 
     n_fft: Count = 2048
     win_length: Count = 2048
+    win_lengths: tuple[Count, ...] = Field(
+        default=(),
+        strict=False,
+        description="instead of win_length: several windows, a channel of the image each (long ones tell frequencies "
+        "apart, short ones times); with frequency_ramp as many as the backbone's channels less one",
+    )
     hop_length: Count = 320
     n_mels: Count = 128
     f_min: NotNegative = Field(default=50.0, description="Hz")
     f_max: Positive = Field(default=14000.0, description="Hz")
     htk: bool = Field(default=False, description="HTK's mel scale instead of Slaney's")
-    top_db: Positive = Field(default=80.0, description="dynamic range below each clip's peak, dB")
+    mel_norm: Literal["slaney", "none"] = Field(
+        default="slaney", description="bands of equal area in hertz, or of equal height (torchaudio's default)"
+    )
+    standardize: bool = Field(
+        default=False,
+        description="divide each clip's samples by their standard deviation (in training: by that of all that was "
+        "read, margin and all that was added)",
+    )
+    scale: Literal["decibel", "fixed_decibel", "pcen"] = Field(
+        default="decibel",
+        description="mel power to an image: dB below the clip's peak; dB on a fixed scale (best with standardize); or "
+        "per-channel energy normalization, p / (p + pcen_half)",
+    )
+    top_db: Positive = Field(default=80.0, description="decibel: dynamic range below each clip's peak, dB")
+    db_offset: float = Field(default=40.0, description="fixed_decibel: the image is (dB - db_offset) / db_range")
+    db_range: Positive = Field(default=80.0, description="fixed_decibel: see db_offset")
+    pcen_gain: Probability = Field(default=0.98, description="how much of a band's own level is taken away")
+    pcen_bias: Positive = Field(default=2.0, description="of the compression (e + bias) ** power")
+    pcen_power: Positive = Field(default=0.5, description="of the compression; a root of 2 is 0.5")
+    pcen_time_constant_seconds: Positive = Field(default=0.4, description="how fast the level's average follows")
+    pcen_smoothing_coef: Probability = Field(
+        default=0.0, description="instead of the time constant: the average's share of a new frame; 0: time constant"
+    )
+    pcen_eps: Positive = Field(default=1e-6, description="added to the average")
+    pcen_amplitude_scale: Positive = Field(
+        default=2.0**31, description="samples in [-1, 1] are taken times this; librosa advises 2 ** 31"
+    )
+    pcen_magnitude: bool = Field(
+        default=True, description="of the square roots of mel power, as librosa advises, or of mel power"
+    )
+    pcen_start: Literal["one", "frame"] = Field(
+        default="one",
+        description="the average before the first frame: 1, as in librosa, by which a clip begins with a flash of the "
+        "time constant's length; or the first frame",
+    )
+    pcen_half: Positive = Field(
+        default=1.0, description="the value that becomes 0.5 of the image; far smaller for a small amplitude_scale"
+    )
+    frequency_ramp: bool = Field(
+        default=False, description="the image's last channel is each pixel's place in frequency, from 0 to 1"
+    )
     image_size: tuple[Count, Count] | None = Field(
         default=None,
         strict=False,
@@ -143,6 +189,43 @@ class Augment(Section):
     mixup_alpha: Positive = Field(default=0.5, description="shares are Beta(alpha, alpha)")
     mixup_targets: Literal["blend", "union"] = Field(
         default="blend", description="mean by share, or the larger of the two"
+    )
+    mixup_on: Literal["power", "waveform"] = Field(
+        default="power",
+        description="mix mel power, each sound at its own pitch, tempo and place (a few products); or waveforms, "
+        "which also interfere (converts every sample to float; pitch and tempo are then the mixture's)",
+    )
+    mixup_shares: Literal["beta", "weights"] = Field(
+        default="beta", description="how loud the partner is: Beta shares of power, or an amplitude from mixup_weights"
+    )
+    mixup_weights: tuple[NotNegative, NotNegative] = Field(
+        default=(0.2, 1.0),
+        strict=False,
+        description="the partner's amplitude beside the example's 1, both at one level",
+    )
+    partner_probability: Probability = Field(
+        default=0.0, description="blend in a recording of the same species (partner_audio), both at one level"
+    )
+    partner_weights: tuple[Probability, Probability] = Field(
+        default=(0.5, 1.0), strict=False, description="the example's own weight w; the partner's is 1 - w"
+    )
+    background_probability: Probability = Field(default=0.0, description="add a background (background_audio)")
+    background_snr_db: tuple[float, float] = Field(
+        default=(0.0, 30.0), strict=False, description="of the example over the background, by their RMS"
+    )
+    gaussian_noise_probability: Probability = 0.0
+    uniform_noise_probability: Probability = 0.0
+    pink_noise_probability: Probability = 0.0
+    noise_snr_db: tuple[float, float] = Field(
+        default=(5.0, 40.0), strict=False, description="of the example over each noise, by their RMS"
+    )
+    loudness_probability: Probability = Field(
+        default=0.0, description="scale the waveform; nothing to scales that do not see the level"
+    )
+    loudness_db: tuple[float, float] = Field(default=(-20.0, 0.0), strict=False, description="by so many dB")
+    floor_probability: Probability = Field(default=0.0, description="cut away what is faint in the image")
+    floor_max: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.46, description="the highest floor t; the image is then (max(x, t) - t) / (1 - t)"
     )
     pitch_probability: Probability = 0.5
     pitch_semitones: tuple[float, float] = Field(default=(-2.0, 3.0), strict=False)
@@ -443,16 +526,35 @@ def _check(recipe: Recipe, origin: str) -> None:
             recipe.clip_samples < (_FEWEST_FRAMES - 1) * frontend.hop_length,
             f"frontend.hop_length: so long that a clip has fewer than {_FEWEST_FRAMES} frames",
         ),
-        (frontend.win_length > frontend.n_fft, "frontend.win_length: longer than frontend.n_fft"),
+        (
+            not frontend.win_lengths and frontend.win_length > frontend.n_fft,
+            "frontend.win_length: longer than frontend.n_fft",
+        ),
+        (max(frontend.win_lengths, default=0) > frontend.n_fft, "frontend.win_lengths: longer than frontend.n_fft"),
+        (
+            augment.floor_probability > 0 and frontend.scale == "fixed_decibel",
+            "augment.floor_probability: needs an image between 0 and 1, and frontend.scale = 'fixed_decibel' is not",
+        ),
+        (
+            augment.loudness_probability > 0 and (frontend.scale == "decibel" or frontend.standardize),
+            "augment.loudness_probability: changes nothing where frontend.scale = 'decibel' or frontend.standardize "
+            "take the level away; set it to 0",
+        ),
+        (
+            frontend.standardize and frontend.scale == "decibel",
+            "frontend.standardize: changes nothing with frontend.scale = 'decibel', which is relative to the peak",
+        ),
         (
             audio.record_seconds < audio.clip_seconds * recipe.train.instances + audio.margin_seconds,
             "audio.record_seconds: shorter than a clip and its margin, or than train.instances clips",
         ),
-        (
-            augment.pitch_semitones[0] > augment.pitch_semitones[1],
-            "augment.pitch_semitones: low end above the high end",
+        *(
+            (getattr(augment, key)[0] > getattr(augment, key)[1], f"augment.{key}: low end above the high end")
+            for key in (
+                *("pitch_semitones", "tempo_rates", "mixup_weights", "partner_weights", "background_snr_db"),
+                *("noise_snr_db", "loudness_db"),
+            )
         ),
-        (augment.tempo_rates[0] > augment.tempo_rates[1], "augment.tempo_rates: low end above the high end"),
         (
             augment.mixup_probability > 0 and recipe.train.batch_size % (8 * recipe.train.accumulate) != 0,
             "train.batch_size: must be a multiple of 8 (and train.accumulate times 8) with augment.mixup_probability",

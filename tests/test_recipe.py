@@ -81,6 +81,14 @@ def test_a_table_in_a_setting_changes_only_what_it_names():
         ("train.learning_rate=nan", "finite"),
         ("predict.hop_seconds=6", "gaps"),
         ("predict.hop_seconds=1e-5", "predict.hop_seconds: input should be greater than or equal to 0.01"),
+        ("augment.noise_snr_db=[9, 3]", "augment.noise_snr_db: low end above the high end"),
+        ("augment.pitch_semitones=[3, -2]", "augment.pitch_semitones: low end above the high end"),
+        ("augment.floor_max=1.0", "augment.floor_max: input should be less than 1"),
+        ("augment.loudness_probability=0.5", "augment.loudness_probability: changes nothing where frontend.scale"),
+        ("frontend.standardize=true", "frontend.standardize: changes nothing with frontend.scale = 'decibel'"),
+        ("frontend.win_lengths=[512, 4096]", "frontend.win_lengths: longer than frontend.n_fft"),
+        ("frontend.scale=log", "frontend.scale: input should be 'decibel', 'fixed_decibel' or 'pcen'"),
+        ("frontend.pcen_gian=1", "did you mean frontend.pcen_gain"),
         ("folds.seed=-5", "folds.seed: input should be greater than or equal to 0"),
         ("train.seed=4294967296", "train.seed: input should be less than 4294967296"),
         ("frontend.hop_length=1000000", "frontend.hop_length: so long that a clip has fewer than 8 frames"),
@@ -135,6 +143,25 @@ def test_a_recipe_in_another_encoding_is_named(tmp_path, encoding):
     path.write_text('name = "Gérard"\n', encoding)
     with pytest.raises(UserError, match=r"me\.toml: not UTF-8 .*save it as UTF-8"):
         load_recipe(str(path))
+
+
+def test_a_floor_needs_an_image_of_known_range():
+    settings = ["frontend.scale=fixed_decibel", "augment.floor_probability=0.5"]
+    with pytest.raises(UserError, match=r"augment\.floor_probability: needs an image between 0 and 1"):
+        load_recipe("quickstart", settings)
+    assert load_recipe("quickstart", ["frontend.scale=pcen", settings[1]]).frontend.scale == "pcen"
+
+
+def test_loudness_is_taken_where_the_scale_sees_it():
+    settings = ["augment.loudness_probability=0.5", "frontend.scale=fixed_decibel"]
+    assert load_recipe("quickstart", settings).augment.loudness_db == (-20, 0)
+    with pytest.raises(UserError, match=r"augment\.loudness_probability: changes nothing"):
+        load_recipe("quickstart", [*settings, "frontend.standardize=true"])
+
+
+def test_several_windows_stand_for_the_one():
+    windows = load_recipe("quickstart", ["frontend.win_lengths=[512, 64]", "frontend.n_fft=512"]).frontend.win_lengths
+    assert windows == (512, 64)
 
 
 def test_a_key_more_leaves_the_hash():

@@ -65,12 +65,12 @@ def crop(power: Any, pitch_ratio: Any, start: Any, rate: Any, *, frames: int, sm
     """Read a clip's frames out of a longer mel spectrogram, at each example's place and pace.
 
     Args:
-        power: `(batch, source_frames, mels)`.
+        power: `(batch, source_frames, mels)`, or with channels behind.
         pitch_ratio, start, rate: From `PitchTempo`.
         frames: Frames of a clip.
         smear_frames: Half the base of the triangle over neighbours where pitch or tempo is changed.
 
-    Returns: `(batch, frames, mels)`.
+    Returns: the same with `frames` frames.
     """
     changed = ops.cast(ops.logical_or(pitch_ratio != 1, rate != 1), "float32")
     width = 1 + changed * max(0.0, smear_frames - 1)
@@ -79,37 +79,75 @@ def crop(power: Any, pitch_ratio: Any, start: Any, rate: Any, *, frames: int, sm
 
 @dataclass(frozen=True)
 class Mixup:
-    """Mix examples within groups of eight, in mel power.
+    """Mix examples within groups of eight, in mel power or as waveforms: the same partners at the same shares.
 
     Args:
         probability: Share of examples that are mixed.
         alpha: The shares are Beta(alpha, alpha).
         union: Targets are the larger of the two, instead of their mean by share.
+        weights: Instead of Beta's shares: the lowest and highest amplitude of the partner beside the example's 1.
+        level: Whether mel power keeps the example's own level, mixed or not; else its mean becomes one.
     """
 
     probability: float
     alpha: float
     union: bool
+    weights: tuple[float, float] | None = None
+    level: bool = False
 
     @cached_property
     def _table(self) -> np.ndarray:
         return random.beta_table(self.alpha)
 
     def __call__(self, power: Any, labels: dict[str, Any], seed: Any) -> tuple[Any, dict[str, Any]]:
-        """Mix power `(batch, frames, mels)` and labels (see `mixing.mix_targets`) by the draws of `seed` `(batch,)`.
+        """Mix power `(batch, frames, mels)` and labels (see `mixing.mix_targets`) by the draws of `seed` `(batch,)`."""
+        partner, share = self._draw(seed, power.shape[0])
+        mixed = mixing.blend(mixing.unit_energy(power), partner, share)
+        if self.level:
+            mixed = mixed * mixing.level_kept(ops.mean(power, axis=(1, 2), keepdims=True), partner)
+        return mixed, self._mixed(labels, partner, share)
 
-        Every example's power is brought to a mean of one, mixed or not.
-        """
-        mixed = random.happens(seed, random.stream("mixup?"), self.probability)
-        share = random.from_table(self._table, seed, random.stream("mixup"))
-        # The example itself stays the louder one: its row's weight is its own.
-        share = 1 - mixed * (1 - ops.maximum(share, 1 - share))
-        partner = mixing.partners(random.uniform(seed, random.stream("mixup partner")), power.shape[0])
+    def of_waveforms(self, audio: Any, labels: dict[str, Any], seed: Any) -> tuple[Any, dict[str, Any]]:
+        """The same with `(batch, samples)`; the level stays each example's own."""
+        partner, share = self._draw(seed, audio.shape[0])
+        return mixing.blend_waveforms(audio, partner, share), self._mixed(labels, partner, share)
+
+    def _mixed(self, labels: dict[str, Any], partner: Any, share: Any) -> dict[str, Any]:
         for name, known in (("targets", "target_mask"), ("frame_targets", "frame_mask")):
             if name in labels:
                 mixed = mixing.mix_targets(labels[name], labels[known], partner, share, self.union)
                 labels = {**labels, **dict(zip((name, known), mixed, strict=True))}
-        return mixing.blend(mixing.unit_energy(power), partner, share), labels
+        return labels
+
+    def _draw(self, seed: Any, rows: int) -> tuple[Any, Any]:
+        """Each example's partner and its own share of the power, 1 where it is not mixed."""
+        mixed = random.happens(seed, random.stream("mixup?"), self.probability)
+        if self.weights is None:
+            share = random.from_table(self._table, seed, random.stream("mixup"))
+            # The example itself stays the louder one: its row's weight is its own.
+            share = ops.maximum(share, 1 - share)
+        else:
+            share = 1 / (1 + ops.square(random.uniform(seed, random.stream("mixup weight"), (), *self.weights)))
+        share = 1 - mixed * (1 - share)
+        return mixing.partners(random.uniform(seed, random.stream("mixup partner")), rows), share
+
+
+@dataclass(frozen=True)
+class RandomFloor:
+    """Cut away what is faint: a dynamic range drawn for each example.
+
+    Args:
+        probability: Share of examples that get one.
+        highest: The floor is uniform between 0 and this, on the image's scale of 0 to 1.
+    """
+
+    probability: float
+    highest: float
+
+    def __call__(self, image: Any, seed: Any) -> Any:
+        """`(batch, frames, mels)` in [0, 1], or with channels, and `(batch,)` to the image above its floor."""
+        happens = random.happens(seed, random.stream("floor?"), self.probability)
+        return masking.raise_floor(image, happens * random.uniform(seed, random.stream("floor"), (), 0.0, self.highest))
 
 
 @dataclass(frozen=True)
@@ -127,8 +165,8 @@ class SpecAugment:
     frequency_width: float
 
     def __call__(self, image: Any, seed: Any) -> Any:
-        """`(batch, frames, mels)` and `(batch,)` to the masked image."""
-        _, frames, mels = image.shape
+        """`(batch, frames, mels)`, or with channels, and `(batch,)` to the masked image."""
+        frames, mels = image.shape[1:3]
         time = self._mask(seed, "time masks", self.time_masks, self.time_width, frames)
         frequency = self._mask(seed, "frequency masks", self.frequency_masks, self.frequency_width, mels)
         return masking.apply_masks(image, time, frequency)

@@ -1,4 +1,4 @@
-"""Mel power to an image between 0 and 1."""
+"""Mel power to an image, in decibels."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ class Decibel(keras.layers.Layer):
     Args:
         top_db: Dynamic range in dB; 0 stands for peak - top_db and below, 1 for the peak.
 
-    Input shape: `(batch, frames, mels)`, power.
+    Input shape: `(batch, frames, mels)` or `(batch, frames, mels, channels)`, power; each channel has its own peak.
     Output shape: the same, [0, 1].
 
     Reference: `librosa.power_to_db(ref=np.max, amin=1e-30, top_db=top_db) / top_db + 1` of one example. Differs:
@@ -35,3 +35,31 @@ class Decibel(keras.layers.Layer):
 
     def get_config(self) -> dict:
         return {**super().get_config(), "top_db": self.top_db}
+
+
+class FixedDecibel(keras.layers.Layer):
+    """Decibels on a fixed scale: `(dB - offset_db) / range_db`, whatever the example's peak. Nothing is cut off.
+
+    Args:
+        offset_db: What becomes 0, dB.
+        range_db: What is one unit, dB.
+
+    Input shape: `(batch, frames, mels)` or `(batch, frames, mels, channels)`, power.
+    Output shape: the same; digital silence is `(-100 - offset_db) / range_db`.
+
+    Reference: `librosa.power_to_db(power, amin=1e-10, top_db=None)`.
+    """
+
+    def __init__(self, offset_db: float = 40.0, range_db: float = 80.0, **kwargs: Any) -> None:
+        super().__init__(**{"dtype": "float32"} | kwargs)
+        self.offset_db = offset_db
+        self.range_db = range_db
+
+    def call(self, power: Any) -> Any:
+        return (spectral.power_to_db(power, None) - self.offset_db) / self.range_db
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        return input_shape
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "offset_db": self.offset_db, "range_db": self.range_db}

@@ -7,16 +7,19 @@ import keras
 from keras import ops
 
 from birdtpu.errors import UserError
-from birdtpu.layers.augmentation import Mixup, PitchTempo, SpecAugment, crop
-from birdtpu.layers.decibel import Decibel
+from birdtpu.layers.augmentation import Mixup, PitchTempo, RandomFloor, SpecAugment, crop
+from birdtpu.layers.decibel import Decibel, FixedDecibel
 from birdtpu.layers.dropout import seed_scope
 from birdtpu.layers.image import Image
 from birdtpu.layers.mel_spectrogram import MelSpectrogram
+from birdtpu.layers.pcen import PCEN
+from birdtpu.layers.waveform import Waveform
 from birdtpu.models.backbones import BACKBONES, build_backbone
 from birdtpu.models.heads import head
-from birdtpu.ops import framing, instances, pooling
+from birdtpu.ops import framing, instances, loudness, pooling
+from birdtpu.ops.pcen import smoothing_coef_of
 from birdtpu.ops.stretching import VOCODER_SMEAR_SECONDS
-from birdtpu.recipe import Recipe
+from birdtpu.recipe import Frontend, Recipe
 
 LABELS = ("targets", "target_mask", "weight", "frame_targets", "frame_mask")
 
@@ -34,7 +37,8 @@ class SoundEventModel:
             the STFT is no FFT and some layers of a ResNet have another form (see `layers.pairs`). None: what
             Keras sees.
 
-    Raises: UserError where a mel band would be empty, or as `build_backbone`.
+    Raises: UserError where a mel band would be empty, where the image's channels are not the backbone's, or as
+        `build_backbone`.
     """
 
     def __init__(
@@ -46,17 +50,18 @@ class SoundEventModel:
         platform: str | None = None,
     ) -> None:
         audio, front, augment = recipe.audio, recipe.frontend, recipe.augment
-        self.frames = framing.frame_count(recipe.clip_samples, front.hop_length)
+        self.frames, self._front = framing.frame_count(recipe.clip_samples, front.hop_length), front
         self.instances, self.silence_db = recipe.train.instances, recipe.train.silence_db
         self.pitch_tempo = PitchTempo(
             augment.pitch_probability, augment.pitch_semitones, augment.tempo_probability, augment.tempo_rates
         )
-        stft = {key: getattr(front, key) for key in ("n_fft", "win_length", "hop_length", "n_mels", "f_min", "f_max")}
+        stft = {key: getattr(front, key) for key in ("n_fft", "hop_length", "n_mels", "f_min", "f_max", "htk")}
+        stft |= {"win_length": front.win_lengths or front.win_length, "norm": front.mel_norm}
         if platform is None:
             seen = {device.partition(":")[0] for device in keras.distribution.list_devices()}
             platform = next((kind for kind in ("tpu", "gpu") if kind in seen), "cpu")
         self.mel = MelSpectrogram(
-            audio.sample_rate, **stft, htk=front.htk, pitch_range=self.pitch_tempo.pitch_range, fft=platform != "tpu"
+            audio.sample_rate, **stft, pitch_range=self.pitch_tempo.pitch_range, fft=platform != "tpu"
         )
         if len(self.mel.empty_bands()):
             raise UserError(
@@ -64,8 +69,16 @@ class SoundEventModel:
                 f"{len(self.mel.empty_bands())} would be empty; take fewer, or a higher frontend.f_min"
             )
         self.smear_frames = VOCODER_SMEAR_SECONDS * audio.sample_rate / front.hop_length
-        self.mixup = Mixup(augment.mixup_probability, augment.mixup_alpha, augment.mixup_targets == "union")
-        self.decibel = Decibel(front.top_db)
+        self.standardize, self.scale = front.standardize, scale_of(front, audio.sample_rate)
+        self.mixup = Mixup(
+            augment.mixup_probability,
+            augment.mixup_alpha,
+            augment.mixup_targets == "union",
+            augment.mixup_weights if augment.mixup_shares == "weights" else None,
+            level=front.scale != "decibel",
+        )
+        self.waveform = Waveform(augment, self.mixup)
+        self.floor = RandomFloor(augment.floor_probability, augment.floor_max)
         self.spec_augment = SpecAugment(
             augment.time_masks, augment.time_mask_width, augment.frequency_masks, augment.frequency_mask_width
         )
@@ -79,20 +92,33 @@ class SoundEventModel:
             keras.config.set_dtype_policy(policy)
 
     def _network(self, recipe: Recipe, classes: int, weights: str, platform: str) -> keras.Model:
-        """Scaled log-mel `(batch, frames, mels)` to the named outputs."""
-        model = recipe.model
-        log_mel = keras.Input((self.frames, recipe.frontend.n_mels), name="log_mel")
+        """Scaled log-mel `(batch, frames, mels)`, or with a channel a window, to the named outputs."""
+        model, front = recipe.model, recipe.frontend
+        windows = len(front.win_lengths)
+        log_mel = keras.Input(
+            (self.frames, front.n_mels, windows) if windows else (self.frames, front.n_mels), name="log_mel"
+        )
         entry = BACKBONES.get(model.backbone)
         pixels = (entry.channels, entry.scale, entry.offset) if entry else (3, 1.0, 0.0)
-        picture = Image(recipe.frontend.image_size, *pixels)(log_mel)
+        channels = pixels[0] - front.frequency_ramp
+        if channels < 1 or windows not in (0, channels):
+            raise UserError(
+                f"frontend.{'win_lengths' if windows else 'frequency_ramp'}: the image has {pixels[0]} channels with "
+                f"model.backbone {model.backbone}; give {channels} windows, or another backbone"
+            )
+        picture = Image(front.image_size, *pixels, ramp=front.frequency_ramp)(log_mel)
         synchronized = recipe.train.synchronized_batch_norm
         backbone = build_backbone(model.backbone, picture.shape[1:3], weights, synchronized, for_tpu=platform == "tpu")
         outputs = head(backbone(picture), model, classes=classes, clip_seconds=recipe.audio.clip_seconds)
         return keras.Model(log_mel, outputs, name="sound_event_model")
 
     def log_mel(self, audio: Any, gain: Any | None = None) -> Any:
-        """`(batch, clip samples)` in [-1, 1], or int16 and gains `(batch,)`, to `(batch, frames, mels)` in [0, 1]."""
-        return self.decibel(self.mel(audio, None, gain))
+        """`(batch, clip samples)` in [-1, 1], or int16 and gains `(batch,)`, to what the network takes."""
+        return self.scale(self._power(audio, None, gain))
+
+    def _power(self, audio: Any, pitch_ratio: Any | None, gain: Any | None) -> Any:
+        gain = loudness.standard_gain(audio) if self.standardize else gain
+        return self.mel(audio, pitch_ratio, gain)
 
     def log_mels(self, batch: dict[str, Any]) -> Any:
         """`(batch * clips, frames, mels)` in [0, 1] of a multiple-instance batch."""
@@ -118,18 +144,21 @@ class SoundEventModel:
         Args:
             batch: Of the batch contract; `audio` holds the clip and its margin.
 
-        Returns: `(batch, frames, mels)`, and the batch's labels, those that are mixed in their mixed form.
+        Returns: `(batch, frames, mels)`, or with a channel a window; and the batch's labels, mixed as the sounds are.
         """
-        audio, seed = batch["audio"], batch["seed"]
+        seed = batch["seed"]
+        audio, gain, labels = self.waveform(batch, {name: batch[name] for name in LABELS if name in batch})
         source_frames = framing.frame_count(audio.shape[1], self.mel.hop_length)
         pitch_ratio, start, rate = self.pitch_tempo(seed, source_frames, self.frames)
         drawn = pitch_ratio if self.pitch_tempo.pitch_probability else None
         place = {"frames": self.frames, "smear_frames": self.smear_frames}
-        power = crop(self.mel(audio, drawn, batch.get("audio_gain")), pitch_ratio, start, rate, **place)
-        labels = {name: batch[name] for name in LABELS if name in batch}
-        if self.mixup.probability:
+        power = crop(self._power(audio, drawn, gain), pitch_ratio, start, rate, **place)
+        if self.mixup.probability and not self.waveform.mixes:
             power, labels = self.mixup(power, labels, seed)
-        return self.spec_augment(self.decibel(power), seed), labels
+        image = self.scale(power)
+        if self.floor.probability:
+            image = self.floor(image, seed)
+        return self.spec_augment(image, seed), labels
 
     def __call__(self, audio: Any) -> dict[str, Any]:
         """Outputs at inference.
@@ -151,11 +180,11 @@ class SoundEventModel:
     @property
     def log_mel_settings(self) -> tuple:
         """What `log_mel` is a function of, beside the audio: models with equal ones have the same log-mel."""
-        return (*(getattr(self.mel, name) for name in _MEL_SETTINGS), self.decibel.top_db)
+        return self.mel.sample_rate, self.mel.fft, self._front.model_copy(update=_OF_THE_IMAGE)
 
 
-# Not the pitch range, which only adds bins that no band reads at an example's own pitch.
-_MEL_SETTINGS = "sample_rate n_fft win_length hop_length n_mels f_min f_max htk fft".split()
+# What the network does with a log-mel is its own.
+_OF_THE_IMAGE = {"image_size": None, "frequency_ramp": False}
 
 
 def outputs_of_all(models: Sequence[SoundEventModel], audio: Any) -> list[dict[str, Any]]:
@@ -170,11 +199,20 @@ def outputs_of_all(models: Sequence[SoundEventModel], audio: Any) -> list[dict[s
     return found
 
 
+def scale_of(front: Frontend, sample_rate: int) -> keras.layers.Layer:
+    """The layer from mel power to an image, by `frontend.scale`."""
+    if front.scale == "decibel":
+        return Decibel(front.top_db)
+    if front.scale == "fixed_decibel":
+        return FixedDecibel(front.db_offset, front.db_range)
+    names = ("gain", "bias", "power", "eps", "amplitude_scale", "magnitude", "start", "half")
+    slow = smoothing_coef_of(front.pcen_time_constant_seconds, sample_rate / front.hop_length)
+    return PCEN(front.pcen_smoothing_coef or slow, **{name: getattr(front, f"pcen_{name}") for name in names})
+
+
 def pcm_to_float(batch: dict[str, Any]) -> Any:
     """The batch's audio as float32: int16 is scaled by `audio_gain` on the device."""
-    if "audio_gain" not in batch:
-        return batch["audio"]
-    return ops.cast(batch["audio"], "float32") * batch["audio_gain"][:, None]
+    return loudness.to_float(batch["audio"], batch.get("audio_gain"))
 
 
 def clip_scores(outputs: dict[str, Any], head: str) -> Any:

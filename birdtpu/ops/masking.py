@@ -40,11 +40,26 @@ def apply_masks(image: Any, time_mask: Any, frequency_mask: Any) -> Any:
     """Put each example's own mean where a mask is 0.
 
     Args:
-        image: `(batch, frames, mels)`.
+        image: `(batch, frames, mels)`, or `(batch, frames, mels, channels)`: each channel has a mean of its own.
         time_mask: `(batch, frames)`, or `(1, frames)` for all.
         frequency_mask: `(batch, mels)`, or `(1, mels)`.
 
-    Returns: `(batch, frames, mels)`.
+    Returns: the same shape.
     """
     keep = time_mask[:, :, None] * frequency_mask[:, None, :]
+    if len(image.shape) == 4:
+        keep = keep[..., None]
     return image * keep + ops.mean(image, axis=(1, 2), keepdims=True) * (1 - keep)
+
+
+def raise_floor(image: Any, floor: Any) -> Any:
+    """Cut away what lies below a floor and spread the rest over [0, 1] again: `(max(x, t) - t) / (1 - t)`.
+
+    On scaled decibels it is a smaller dynamic range: below the peak, `(1 - t) * top_db`.
+
+    Args:
+        image: `(batch, ...)` in [0, 1].
+        floor: `(batch,)` in [0, 1); 0 changes nothing.
+    """
+    floor = ops.reshape(floor, (-1, *(1 for _ in image.shape[1:])))
+    return (ops.maximum(image, floor) - floor) / (1 - floor)

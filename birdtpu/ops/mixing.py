@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from birdtpu.ops import loudness
+
 GROUP = 8
 
 
@@ -27,28 +29,55 @@ def partners(units: Any, rows: int) -> Any:
 
 
 def unit_energy(power: Any) -> Any:
-    """Scale each example's power spectrogram `(batch, frames, mels)` to a mean of one; silence stays silence.
+    """Scale each example's power spectrogram `(batch, frames, mels)`, or each of its channels, to a mean of one.
+
+    Silence stays silence.
 
     A mixture's shares then say how loud the two are, whatever the recorder's gain was.
     """
     return power / ops.maximum(ops.mean(power, axis=(1, 2), keepdims=True), 1e-20)
 
 
-def blend(power: Any, partner: Any, share: Any) -> Any:
-    """`share * power + (1 - share) * power[partner]`; sounds without a common phase add in power.
+def level_kept(level: Any, partner: Any) -> Any:
+    """The level `(batch, ...)` that a mixture gets: the example's own, or the partner's where that is silence."""
+    return ops.where(level > 0, level, ops.take(level, partner, axis=0))
+
+
+def blend(power: Any, partner: Any, share: Any, rest: Any | None = None) -> Any:
+    """`share * power + rest * power[partner]`; sounds without a common phase add in power.
 
     Args:
         power: `(batch, ...)`, finite, of whole groups.
         partner: `(batch,)` int32, from `partners`.
         share: `(batch,)` in [0, 1]; 1 leaves the example as it is.
+        rest: `(batch,)`; None: `1 - share`.
     """
     # A product within each group: a gather over the batch would fetch rows from every device.
     place = np.arange(GROUP, dtype=np.int32)
     own = (place[:, None] == place[None, :]).astype(np.float32)
     others = ops.cast(ops.reshape(partner, (-1, GROUP, 1)) % GROUP == place, "float32")
     share = ops.reshape(share, (-1, GROUP, 1))
-    mixed = ops.matmul(share * own + (1 - share) * others, ops.reshape(power, (-1, GROUP, math.prod(power.shape[1:]))))
+    rest = 1 - share if rest is None else ops.reshape(rest, (-1, GROUP, 1))
+    mixed = ops.matmul(share * own + rest * others, ops.reshape(power, (-1, GROUP, math.prod(power.shape[1:]))))
     return ops.reshape(mixed, power.shape)
+
+
+def blend_waveforms(audio: Any, partner: Any, share: Any) -> Any:
+    """Add a partner's waveform so that its share of the power is `1 - share`; the level stays the example's own.
+
+    Beside `blend` on power spectrograms the partners interfere: where both sound at one frequency and time, their
+    phases decide whether it is louder or fainter than the sum of powers, as it is where two birds sing.
+
+    Args:
+        audio: `(batch, samples)`, finite, of whole groups.
+        partner: `(batch,)` int32, from `partners`.
+        share: `(batch,)` in [0, 1]; 1 leaves the example as it is.
+
+    Returns: `(batch, samples)`.
+    """
+    level = loudness.rms(audio)
+    mixed = blend(loudness.unit(audio, level), partner, ops.sqrt(share), ops.sqrt(1 - share))
+    return mixed * level_kept(level, partner)[:, None]
 
 
 def mix_targets(targets: Any, mask: Any, partner: Any, share: Any, union: bool) -> tuple[Any, Any]:

@@ -29,18 +29,21 @@ def mel_to_hz(mel: np.ndarray, htk: bool = False) -> np.ndarray:
 
 @dataclass(frozen=True)
 class MelBands:
-    """Triangular bands of equal width in mel, each of area one in hertz (Slaney's norm).
+    """Triangular bands of equal width in mel.
 
     Args:
         n_mels: Number of bands.
         f_min, f_max: Edges of the first and the last band, Hz.
         htk: HTK's mel scale instead of Slaney's.
+        norm: `slaney`: each of area one in hertz; `none`: each of height one, so that high bands, which are wide, are
+            louder.
     """
 
     n_mels: int
     f_min: float
     f_max: float
     htk: bool = False
+    norm: str = "slaney"
 
     @property
     def edges(self) -> np.ndarray:
@@ -55,11 +58,11 @@ class MelBands:
             frequencies: `(..., bins)` Hz, a NumPy array or a tensor.
 
         Returns: float32 `(..., bins, n_mels)`.
-        Reference: `librosa.filters.mel(norm="slaney")`, transposed.
+        Reference: `librosa.filters.mel(norm="slaney")` or `norm=None`, transposed.
         """
         edges = self.edges
         lower, centre, upper = edges[:-2], edges[1:-1], edges[2:]
-        norm = 2 / (upper - lower)
+        norm = 2 / (upper - lower) if self.norm == "slaney" else np.ones(self.n_mels)
         # Two slopes and a clip: as few operations as may be, for this runs once an example where pitch is drawn.
         up, down = norm / (centre - lower), norm / (upper - centre)
         if isinstance(frequencies, np.ndarray):
@@ -98,27 +101,37 @@ def convolved_bins(n_fft: int, hop_length: int, bins: np.ndarray) -> list[np.nda
     return [low, np.where(2 * low == half, 0, half - low)]
 
 
+def window_start(n_fft: int, win_length: int) -> int:
+    """The first sample of `n_fft` that `stft_kernel` reads: before the window, on an even place."""
+    return (n_fft - win_length) // 4 * 2
+
+
 def stft_kernel(n_fft: int, win_length: int, hop_length: int, bins: np.ndarray) -> np.ndarray:
     """Windowed waves as convolutions over blocks of one hop: float32 `(parts, 2, blocks, hop_length / parts, columns)`.
 
-    Of every part-th sample, cosines and sines of the first `convolved_bins`. The window is `hann_window`'s.
+    Of every part-th sample from `window_start`, cosines and sines of the first `convolved_bins`. The window is
+    `hann_window`'s: one much shorter than `n_fft` needs few blocks.
     """
     parts = convolved_bins(n_fft, hop_length, bins)
-    blocks = -(-n_fft // hop_length)
+    first, end = window_start(n_fft, win_length), (n_fft - win_length) // 2 + win_length
+    blocks = -(-(end - first) // hop_length)
     # The angle's turns are counted in integers, so that float64 loses nothing for late samples of high bins.
     angle = 2 * np.pi / n_fft * (np.arange(n_fft)[:, None] * parts[0] % n_fft)
     waves = np.zeros((2, blocks * hop_length, len(parts[0])))
-    waves[:, :n_fft] = np.stack([np.cos(angle), np.sin(angle)]) * hann_window(n_fft, win_length)[:, None]
+    windowed = np.stack([np.cos(angle), np.sin(angle)]) * hann_window(n_fft, win_length)[:, None]
+    waves[:, : end - first] = windowed[:, first:end]
     waves = waves.reshape(2, blocks, hop_length // len(parts), len(parts), -1)
     return np.moveaxis(waves, 3, 0).astype(np.float32)
 
 
-def power_by_convolution(audio: Any, kernel: np.ndarray, n_fft: int) -> list[Any]:
+def power_by_convolution(audio: Any, kernel: np.ndarray, n_fft: int, start: int = 0) -> list[Any]:
     """Centred power spectrogram; zeros stand before the start and after the end.
 
     Args:
         audio: `(batch, samples)` float32 in [-1, 1], or int16.
         kernel: From `stft_kernel`.
+        n_fft: In samples.
+        start: `window_start`.
 
     Returns: for each of `convolved_bins`, `(batch, 1 + samples // hop_length, columns)`.
     Reference: `abs(librosa.stft(..., center=True, pad_mode="constant")) ** 2`.
@@ -127,7 +140,7 @@ def power_by_convolution(audio: Any, kernel: np.ndarray, n_fft: int) -> list[Any
     hop_length = parts * step
     frames = 1 + audio.shape[1] // hop_length
     # Integers are padded and laid out as they are, at half the bytes.
-    rows = _centred(audio, n_fft, (frames - 1 + blocks) * hop_length)
+    rows = _led(audio, n_fft // 2 - start, (frames - 1 + blocks) * hop_length)
     rows = ops.cast(ops.reshape(rows, (-1, frames - 1 + blocks, hop_length)), "float32")
     spectra = []
     for i, waves in enumerate(kernel):
@@ -153,30 +166,29 @@ def power_by_fft(audio: Any, n_fft: int, win_length: int, hop_length: int, bins:
     Returns and reference: as `power_by_convolution`.
     """
     frames = 1 + audio.shape[1] // hop_length
-    audio = ops.cast(_centred(audio, n_fft, (frames - 1) * hop_length + n_fft), "float32")
+    audio = ops.cast(_led(audio, n_fft // 2, (frames - 1) * hop_length + n_fft), "float32")
     frames = ops.extract_sequences(audio, n_fft, hop_length)
     real, imaginary = ops.rfft(frames * hann_window(n_fft, win_length).astype(np.float32))
     real, imaginary = real[..., bins[0] : bins[-1] + 1], imaginary[..., bins[0] : bins[-1] + 1]
     return real * real + imaginary * imaginary
 
 
-def _centred(audio: Any, n_fft: int, length: int) -> Any:
-    """`(batch, length)`: n_fft // 2 zeros, the audio, and zeros or a cut."""
-    left = n_fft // 2
+def _led(audio: Any, left: int, length: int) -> Any:
+    """`(batch, length)`: `left` zeros, the audio, and zeros or a cut."""
     audio = audio[:, : max(0, length - left)]
     return ops.pad(audio, ((0, 0), (left, max(0, length - left - audio.shape[1]))))
 
 
-def power_to_db(power: Any, top_db: float, amin: float = 1e-10) -> Any:
+def power_to_db(power: Any, top_db: float | None, amin: float = 1e-10) -> Any:
     """Decibels with a bounded range below each example's own peak.
 
     Args:
-        power: `(batch, frames, mels)`.
-        top_db: Range, dB.
+        power: `(batch, frames, mels)`, or `(batch, frames, mels, channels)`: each channel by itself.
+        top_db: Range, dB; None: unbounded.
         amin: The least power that counts.
 
-    Returns: `(batch, frames, mels)` dB.
+    Returns: the same shape, dB.
     Reference: `librosa.power_to_db(power, amin=amin, top_db=top_db)`, example by example.
     """
     db = (10 / np.log(10)) * ops.log(ops.maximum(power, amin))
-    return ops.maximum(db, ops.max(db, axis=(1, 2), keepdims=True) - top_db)
+    return db if top_db is None else ops.maximum(db, ops.max(db, axis=(1, 2), keepdims=True) - top_db)

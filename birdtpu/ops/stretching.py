@@ -4,6 +4,7 @@ A tempo reads the frames at another pace, a pitch reads the bins at another scal
 power spectrogram, one along time and one along frequency. No phase is needed, for the model sees none.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def read_frames(spectrogram: Any, start: Any, rate: Any, frames: int, width: Any
     """Read frames at `start + i * rate`, as weighted means of their neighbours.
 
     Args:
-        spectrogram: `(batch, source frames, mels)`, power.
+        spectrogram: `(batch, source frames, mels)` or `(batch, source frames, mels, channels)`, power.
         start: `(batch,)` frames, not negative.
         rate: `(batch,)` source frames a frame; above 1 is faster.
         frames: How many to read; `start + rate * (frames - 1)` lies within the source.
@@ -47,7 +48,7 @@ def read_frames(spectrogram: Any, start: Any, rate: Any, frames: int, width: Any
             interpolation; a phase vocoder, which overlaps frames whose phases it has made up, smears by about
             `VOCODER_SMEAR_SECONDS`.
 
-    Returns: `(batch, frames, mels)`.
+    Returns: the same with `frames` frames.
     Reference: `librosa.effects.time_stretch`. Differs: no phases, so noise keeps its own speckle.
     """
     source = spectrogram.shape[1]
@@ -56,4 +57,6 @@ def read_frames(spectrogram: Any, start: Any, rate: Any, frames: int, width: Any
     distance = position[:, :, None] - np.arange(source, dtype=np.float32)[None, None, :]
     # A product with hat functions: dense, but on matrix units far cheaper than a gather.
     hats = ops.relu(width - ops.abs(distance))
-    return ops.matmul(hats / ops.sum(hats, axis=-1, keepdims=True), spectrogram)
+    rest = spectrogram.shape[2:]
+    rows = ops.reshape(spectrogram, (-1, source, math.prod(rest)))
+    return ops.reshape(ops.matmul(hats / ops.sum(hats, axis=-1, keepdims=True), rows), (-1, frames, *rest))

@@ -72,8 +72,11 @@ class Program:
         vectors = {"audio_gain": "float32", "weight": "float32", "row": "int32", "seed": "int32"}
         tables = {"targets": "float32", "target_mask": "float32"}
         frames = ("frame_targets", "frame_mask") if self.train.frame_loss else ()
+        sound, augment = ((rows, self.recipe.source_samples), "int16"), self.recipe.augment
+        asked = {"partner_audio": augment.partner_probability, "background_audio": augment.background_probability}
         out = {
-            "audio": ((rows, *([clips] if clips > 1 else []), self.recipe.source_samples), "int16"),
+            "audio": ((rows, clips, self.recipe.source_samples), "int16") if clips > 1 else sound,
+            **{name: sound for name, probability in asked.items() if probability},
             **{name: ((rows,), kind) for name, kind in vectors.items()},
             **{name: ((rows, classes), kind) for name, kind in tables.items()},
             **dict.fromkeys(frames, ((rows, self.model.frames, classes), "float32")),

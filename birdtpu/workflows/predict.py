@@ -125,7 +125,10 @@ class Predictor:
         )
 
     def log_mel_db(self, file: PathLike, channel: str | None = None) -> np.ndarray:
-        """A file's log-mel for a picture: `(frames, mels)` in dB. The whole file is read into memory."""
+        """A file's log-mel for a picture: `(frames, mels)` in dB, of the first window where the recipe has several.
+
+        The whole file is read into memory.
+        """
         import keras
 
         rate, frontend = self.recipe.audio.sample_rate, self.recipe.frontend
@@ -139,7 +142,8 @@ class Predictor:
         power = []
         for first in range(0, frames, step):
             block = samples[first * hop : (first + step + 2 * edge) * hop]
-            power.append(keras.ops.convert_to_numpy(self.model.mel(block[None]))[0, edge : edge + step])
+            mel = keras.ops.convert_to_numpy(self.model.mel(block[None]))[0, edge : edge + step]
+            power.append(mel if mel.ndim == 2 else mel[..., 0])
         return 10 * np.log10(np.maximum(np.concatenate(power)[:frames], 1e-10))
 
 

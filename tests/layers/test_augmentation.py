@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from birdtpu.layers.augmentation import Mixup, PitchTempo, SpecAugment, crop
+from birdtpu.layers.augmentation import Mixup, PitchTempo, RandomFloor, SpecAugment, crop
 
 SEEDS = np.arange(4000, dtype=np.int32)
 RNG = np.random.default_rng(0)
@@ -121,3 +121,69 @@ def test_masks_do_not_depend_on_the_batch():
     augment = SpecAugment(2, 0.3, 2, 0.3)
     whole = numpy(augment(image, SEEDS[:4]))
     np.testing.assert_allclose(numpy(augment(image[2:3], SEEDS[2:3]))[0], whole[2], atol=1e-6)
+
+
+def test_a_crop_and_masks_take_channels():
+    power = RNG.random((2, 30, 4, 3)).astype(np.float32)
+    start, rate, ratio = np.float32([0, 3.5]), np.float32([1.1, 1]), np.float32([1, 1.1])
+    cropped = numpy(crop(power, ratio, start, rate, frames=20, smear_frames=3.0))
+    masked = numpy(SpecAugment(2, 0.3, 2, 0.5)(power, SEEDS[:2]))
+    for channel in range(3):
+        alone = numpy(crop(power[..., channel], ratio, start, rate, frames=20, smear_frames=3.0))
+        np.testing.assert_allclose(cropped[..., channel], alone, rtol=1e-5)
+        alone = numpy(SpecAugment(2, 0.3, 2, 0.5)(power[..., channel], SEEDS[:2]))
+        np.testing.assert_allclose(masked[..., channel], alone, atol=1e-6)
+
+
+def test_waveforms_mix_with_the_partners_and_shares_of_power():
+    targets = np.eye(16, dtype=np.float32)
+    mixup = Mixup(0.7, 0.5, False)
+    power, audio = np.ones((16, 2, 2), np.float32), RNG.standard_normal((16, 50)).astype(np.float32)
+    of_power = numpy(mixup(power, known(targets), SEEDS[:16])[1])
+    out, of_audio = numpy(mixup.of_waveforms(audio, known(targets), SEEDS[:16]))
+    for name in of_power:
+        np.testing.assert_array_equal(of_power[name], of_audio[name])
+    alone = np.diag(of_audio["targets"]) == 1
+    assert alone.any() and not alone.all()
+    np.testing.assert_allclose(out[alone], audio[alone], rtol=1e-5)
+    assert (np.abs(out - audio).max(axis=1)[~alone] > 0.01).all()
+
+
+def test_a_partners_amplitude_can_be_drawn_instead_of_its_share():
+    targets = np.eye(800, dtype=np.float32)
+    mixup = Mixup(1.0, 0.5, False, weights=(0.2, 1.0))
+    got = numpy(mixup(np.ones((800, 1, 1), np.float32), known(targets), SEEDS[:800])[1])["targets"]
+    own = np.diag(got)
+    amplitude = np.sqrt((1 - own) / own)
+    assert amplitude.min() >= 0.2 - 1e-3 and amplitude.max() <= 1 + 1e-3
+    assert amplitude.mean() == pytest.approx(0.6, abs=0.03) and amplitude.std() == pytest.approx(0.231, abs=0.02)
+
+
+def test_mixed_power_can_keep_its_level():
+    power = RNG.random((16, 5, 4)).astype(np.float32) * np.float32(10) ** RNG.uniform(-6, 0, (16, 1, 1))
+    power = power.astype(np.float32)
+    power[3] = 0
+    targets = np.eye(16, dtype=np.float32)
+    given = power, targets, np.ones_like(targets), SEEDS[:16]
+    kept, unit = (numpy(Mixup(0.5, 0.5, True, level=level)(*given)[0]) for level in (True, False))
+    level = power.mean(axis=(1, 2))
+    own = np.arange(16) != 3
+    np.testing.assert_allclose(kept[own].mean(axis=(1, 2)) / unit[own].mean(axis=(1, 2)), level[own], rtol=1e-4)
+    got = numpy(Mixup(0.5, 0.5, True, level=True)(*given)[1])
+    alone = got.sum(axis=1) == 1
+    assert alone.any()
+    np.testing.assert_allclose(kept[alone], power[alone], rtol=1e-4)
+    # All silence mixes to silence.
+    assert (numpy(Mixup(1.0, 0.5, True, level=True)(power * 0, *given[1:])[0]) == 0).all()
+
+
+def test_floors_are_drawn_as_often_and_as_high_as_asked():
+    image = np.full((4000, 1, 2), 1, np.float32)
+    image[:, 0, 0] = 0.4
+    out = numpy(RandomFloor(0.6, 0.3)(image, SEEDS))
+    np.testing.assert_allclose(out[:, 0, 1], 1, rtol=1e-6)
+    floor = (0.4 - out[:, 0, 0]) / (1 - out[:, 0, 0])
+    assert (floor > 1e-6).mean() == pytest.approx(0.6, abs=0.03)
+    drawn = floor[floor > 1e-6]
+    assert drawn.max() <= 0.3 + 1e-5 and drawn.mean() == pytest.approx(0.15, abs=0.01)
+    np.testing.assert_allclose(numpy(RandomFloor(0.6, 0.3)(image[7:8], SEEDS[7:8]))[0], out[7], rtol=1e-6)

@@ -91,6 +91,87 @@ def test_without_augmentation_training_sees_what_inference_sees():
     np.testing.assert_allclose(numpy(plain.augmented(data)[0]), numpy(plain.log_mel(data["audio"])), atol=1e-5)
 
 
+OFF = ["augment.mixup_probability=0", "augment.pitch_probability=0", "augment.tempo_probability=0",
+       "augment.time_masks=0", "augment.frequency_masks=0", "audio.margin_seconds=0"]  # fmt: skip
+FRONTENDS = {
+    "pcen": ["frontend.scale=pcen", "frontend.pcen_start=frame"],
+    "gentle pcen": ["frontend.scale=pcen", "frontend.pcen_smoothing_coef=0.1", "frontend.pcen_gain=0.5",
+                    "frontend.pcen_amplitude_scale=1", "frontend.pcen_half=0.05"],
+    "windows, standardised, fixed dB, ramp": [
+        "frontend.win_lengths=[1024, 61]", "frontend.frequency_ramp=true", "frontend.scale=fixed_decibel",
+        "frontend.standardize=true", "frontend.htk=true", "frontend.mel_norm=none",
+        "model.backbone=MobileNetV3Small", "frontend.image_size=[32, 32]",
+    ],
+}  # fmt: skip
+SOUND = ["augment.mixup_on=waveform", "augment.mixup_shares=weights", "augment.mixup_probability=0.8",
+         "augment.partner_probability=0.5", "augment.background_probability=0.5",
+         "augment.gaussian_noise_probability=0.3", "augment.uniform_noise_probability=0.3",
+         "augment.pink_noise_probability=0.3"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FRONTENDS)
+def test_each_frontend_shows_training_what_inference_sees(name):
+    plain = SoundEventModel(load_recipe("quickstart", [*TINY, *OFF, *FRONTENDS[name]]), 4)
+    data = batch(8, 32000)
+    data["audio"][1] *= np.float32(1e-3)
+    whole = numpy(plain.log_mel(data["audio"]))
+    np.testing.assert_allclose(numpy(plain.augmented(data)[0]), whole, atol=1e-5)
+    np.testing.assert_allclose(numpy(plain.log_mel(data["audio"][1:2]))[0], whole[1], atol=1e-5)
+    if "fixed dB" in name:
+        np.testing.assert_allclose(numpy(plain.log_mel(data["audio"] * 30)), whole, atol=1e-4)
+    silent = numpy(plain.log_mel(np.zeros((1, 32000), np.float32)))
+    assert np.isfinite(silent).all() and np.ptp(silent) == 0
+    assert np.isfinite(numpy(plain(np.zeros((1, 32000), np.float32)))["clipwise"]).all()
+    assert whole.std() > 0.01 and whole.shape[3:] == ((2,) if "windows" in name else ())
+
+
+@pytest.mark.parametrize("name", [name for name in FRONTENDS if name != "gentle pcen"])
+def test_each_frontend_augments_the_same_eager_and_compiled(name):
+    from birdtpu.inference.runtimes.keras import compiled
+
+    floor = [] if "fixed dB" in name else ["augment.floor_probability=0.5"]
+    model = SoundEventModel(load_recipe("quickstart", [*TINY, *FRONTENDS[name], *SOUND, *floor]), 4)
+    extra = {key: RNG.standard_normal((8, 40000)).astype(np.float32) for key in ("partner_audio", "background_audio")}
+    data = batch() | extra
+    eager, fast = numpy(model.augmented(data)), numpy(compiled(model.augmented)(data))
+    np.testing.assert_allclose(fast[0], eager[0], atol=2e-3)
+    for name in eager[1]:
+        np.testing.assert_allclose(fast[1][name], eager[1][name], atol=1e-6)
+    assert np.isfinite(eager[0]).all() and (eager[0].shape[:3] == (8, model.frames, 32))
+    out = numpy(model.network(eager[0], training=False))
+    assert out["clipwise"].shape == (8, 4) and np.isfinite(out["clipwise_logits"]).all()
+
+
+def test_mixed_power_keeps_the_level_where_the_scale_sees_it():
+    settings = [*TINY, *OFF, "augment.mixup_probability=0.5", "frontend.scale=fixed_decibel"]
+    model = SoundEventModel(load_recipe("quickstart", settings), 4)
+    data = batch(16, 32000)
+    data["audio"] *= np.geomspace(1e-4, 1, 16, dtype=np.float32)[:, None]
+    data["targets"] = data["target_mask"] = np.eye(16, dtype=np.float32)
+    image, labels = numpy(model.augmented(data))
+    alone = (labels["targets"] == data["targets"]).all(axis=1)
+    assert alone.any() and not alone.all()
+    np.testing.assert_allclose(image[alone], numpy(model.log_mel(data["audio"]))[alone], atol=1e-4)
+    # A mixture is as loud as its own example: within a few dB of 80.
+    assert np.abs(image.mean(axis=(1, 2)) - numpy(model.log_mel(data["audio"])).mean(axis=(1, 2))).max() < 0.03
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["frontend.frequency_ramp=true"], r"frontend\.frequency_ramp: the image has 1 channels .*small_cnn"),
+        (["frontend.win_lengths=[512, 64]"], r"frontend\.win_lengths: .*give 1 windows"),
+        (
+            ["model.backbone=ResNet50", "frontend.frequency_ramp=true", "frontend.win_lengths=[512, 64, 32]"],
+            r"frontend\.win_lengths: the image has 3 channels .*ResNet50; give 2 windows",
+        ),
+    ],
+)
+def test_channels_that_do_not_fit_are_named(settings, message):
+    with pytest.raises(UserError, match=message):
+        SoundEventModel(load_recipe("quickstart", [*TINY, *settings]), 4)
+
+
 def test_pcm16_is_scaled_on_the_device():
     pcm = np.array([[-32768, 16384], [100, 0]], np.int16)
     gain = np.array([1 / 32768, 0.5], np.float32)

@@ -60,3 +60,23 @@ def test_masked_cells_take_their_own_examples_mean():
     np.testing.assert_allclose(out[0, 2], image[0].mean(), rtol=1e-5)
     np.testing.assert_allclose(out[1, :, 3], image[1].mean(), rtol=1e-5)
     np.testing.assert_allclose(out[0, 3:], image[0, 3:], rtol=1e-5)
+
+
+def test_a_floor_is_a_smaller_dynamic_range():
+    db = np.random.default_rng(3).uniform(-90, 0, (2, 6, 4)).astype(np.float32)
+    image = np.maximum(db, -80) / 80 + 1
+    floor = np.array([0.25, 0.0], np.float32)
+    out = numpy(masking.raise_floor(image, floor))
+    np.testing.assert_allclose(out[0], np.maximum(db[0], -60) / 60 + 1, atol=1e-5)
+    np.testing.assert_array_equal(out[1], image[1])
+    assert (numpy(masking.raise_floor(np.zeros((1, 2, 2, 3), np.float32), floor[:1])) == 0).all()
+
+
+def test_channels_are_masked_alike_each_with_its_own_mean():
+    image = np.random.default_rng(4).random((2, 6, 5, 3)).astype(np.float32) * np.float32([1, 10, 100])
+    time, frequency = np.ones((2, 6), np.float32), np.ones((1, 5), np.float32)
+    time[1, 2], frequency[0, 4] = 0, 0
+    out = numpy(masking.apply_masks(image, time, frequency))
+    for channel in range(3):
+        alone = numpy(masking.apply_masks(image[..., channel], time, frequency))
+        np.testing.assert_allclose(out[..., channel], alone, rtol=1e-5)

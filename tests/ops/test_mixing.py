@@ -68,3 +68,34 @@ def test_targets_match_a_slow_twin(union):
                 known = float((mask[i, c] and mask[j, c]) or a > 0 or b > 0)
             assert got_targets[i, c] == pytest.approx(target, abs=1e-6)
             assert got_mask[i, c] == known
+
+
+def test_blended_waveforms_have_their_shares_of_the_power():
+    rng = np.random.default_rng(4)
+    audio = rng.standard_normal((8, 20000)).astype(np.float32) * np.float32(10.0) ** rng.uniform(-4, 0, (8, 1))
+    partner, share = np.roll(np.arange(8, dtype=np.int32), 3), np.linspace(0.5, 1, 8, dtype=np.float32)
+    out = numpy(mixing.blend_waveforms(audio.astype(np.float32), partner, share)).astype(np.float64)
+    level = np.sqrt((audio.astype(np.float64) ** 2).mean(axis=1))
+    unit = audio / level[:, None]
+    for i in range(8):
+        twin = np.sqrt(share[i]) * unit[i] + np.sqrt(1 - share[i]) * unit[partner[i]]
+        np.testing.assert_allclose(out[i], twin * level[i], atol=1e-5 * level[i])
+        # Two sounds that know nothing of each other: powers add up to the example's own.
+        assert (out[i] ** 2).mean() == pytest.approx(level[i] ** 2, rel=0.03)
+        assert (out[i] * unit[i]).mean() ** 2 / level[i] ** 2 == pytest.approx(share[i], abs=0.03)
+
+
+def test_in_a_silent_example_the_partner_has_its_own_level():
+    audio = np.random.default_rng(5).standard_normal((8, 400)).astype(np.float32) * 0.01
+    audio[0] = 0
+    partner, share = np.roll(np.arange(8, dtype=np.int32), 1), np.full(8, 0.75, np.float32)
+    share[4] = 1
+    out = numpy(mixing.blend_waveforms(audio, partner, share))
+    np.testing.assert_allclose(out[0], 0.5 * audio[partner[0]], rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(out[4], audio[4], rtol=1e-5)
+    assert (numpy(mixing.blend_waveforms(np.zeros_like(audio), partner, share)) == 0).all()
+
+
+def test_channels_are_brought_to_unit_energy_each():
+    power = np.random.default_rng(6).random((2, 5, 4, 3)).astype(np.float32) * np.float32([1, 1e-3, 1e3])
+    np.testing.assert_allclose(numpy(mixing.unit_energy(power)).mean(axis=(1, 2)), 1, rtol=1e-5)

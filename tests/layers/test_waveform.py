@@ -1,0 +1,169 @@
+"""What is done to waveforms."""
+
+import numpy as np
+import pytest
+from keras import ops
+
+from birdtpu.errors import UserError
+from birdtpu.inference.runtimes.keras import compiled
+from birdtpu.layers.augmentation import Mixup
+from birdtpu.layers.waveform import Waveform
+from birdtpu.recipe import Augment
+
+RNG = np.random.default_rng(0)
+SAMPLES = 4000
+
+
+def numpy(x):
+    return ops.convert_to_numpy(x)
+
+
+def labels_of(data: dict) -> dict:
+    return {name: data[name] for name in ("targets", "target_mask")}
+
+
+def waveform(**keys) -> Waveform:
+    augment = Augment(**{"mixup_probability": 0.0} | keys)
+    return Waveform(augment, Mixup(augment.mixup_probability, 0.5, True))
+
+
+def batch(rows: int = 16, **more) -> dict:
+    audio = RNG.standard_normal((rows, SAMPLES)) * 10.0 ** RNG.uniform(-4, -0.5, (rows, 1))
+    return {
+        "audio": audio.astype(np.float32),
+        "targets": np.eye(rows, dtype=np.float32),
+        "target_mask": np.ones((rows, rows), np.float32),
+        "seed": np.arange(rows, dtype=np.int32),
+        **more,
+    }
+
+
+def sound(layer: Waveform, data: dict) -> np.ndarray:
+    return numpy(compiled(lambda data: layer(data, labels_of(data))[0])(data))
+
+
+def other(rows: int = 16) -> np.ndarray:
+    return RNG.standard_normal((rows, SAMPLES)).astype(np.float32)
+
+
+def power(x: np.ndarray) -> np.ndarray:
+    return (x.astype(np.float64) ** 2).mean(axis=1)
+
+
+ALL = {
+    "partner_probability": 0.8, "background_probability": 0.8, "gaussian_noise_probability": 0.8,
+    "uniform_noise_probability": 0.8, "pink_noise_probability": 0.8, "loudness_probability": 0.8,
+}  # fmt: skip
+
+
+def test_nothing_asked_leaves_the_integers_as_they_are():
+    data = batch(audio_gain=np.ones(16, np.float32)) | {"audio": np.ones((16, SAMPLES), np.int16)}
+    audio, gain, labels = waveform(mixup_probability=0.5, mixup_on="power")(data, labels_of(data))
+    assert audio is data["audio"] and gain is data["audio_gain"]
+    assert all(labels[name] is data[name] for name in labels_of(data))
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "uniform", "pink"])
+def test_noise_comes_as_often_and_as_loud_as_asked(kind):
+    data = batch(400)
+    out = sound(waveform(**{f"{kind}_noise_probability": 0.6}, noise_snr_db=(10.0, 20.0)), data)
+    added = out.astype(np.float64) - data["audio"]
+    noisy = power(added) > 1e-9 * power(data["audio"])
+    assert noisy.mean() == pytest.approx(0.6, abs=0.08)
+    snr_db = 10 * np.log10(power(data["audio"])[noisy] / power(added)[noisy])
+    assert snr_db.min() > 9.9 and snr_db.max() < 20.1 and snr_db.mean() == pytest.approx(15, abs=0.6)
+    np.testing.assert_array_equal(out[~noisy], data["audio"][~noisy])
+    # Each example has a noise of its own.
+    unit = added[noisy] / np.sqrt(power(added[noisy]))[:, None]
+    assert np.abs(np.triu(unit @ unit.T / SAMPLES, 1)).max() < (0.2 if kind != "pink" else 0.9)
+
+
+def test_a_background_lies_below_the_example_by_its_ratio():
+    background = other(200) * 30
+    background[0] = 0
+    data = batch(200, background_audio=background.astype(np.int16))
+    out = numpy(waveform(background_probability=1.0, background_snr_db=(3.0, 9.0))(data, labels_of(data))[0])
+    added = (out.astype(np.float64) - data["audio"])[1:]
+    snr_db = 10 * np.log10(power(data["audio"])[1:] / power(added))
+    assert snr_db.min() > 2.9 and snr_db.max() < 9.1 and snr_db.std() > 1
+    np.testing.assert_allclose(np.corrcoef(added[5], np.trunc(background[6]))[0, 1], 1, atol=1e-3)
+    np.testing.assert_array_equal(out[0], data["audio"][0])
+
+
+def test_the_same_species_is_blended_in_at_one_level():
+    partner = other(300) * 100
+    data = batch(300, partner_audio=partner)
+    partner[1], data["audio"][2] = 0, 0
+    out, _, labels = waveform(partner_probability=0.7, partner_weights=(0.5, 1.0))(data, labels_of(data))
+    out = numpy(out)
+    own = data["audio"] / np.sqrt(np.maximum(power(data["audio"]), 1e-20))[:, None]
+    unit = out / np.sqrt(np.maximum(power(data["audio"]), 1e-20))[:, None]
+    weight = (unit * own).mean(axis=1)
+    rest = (unit * partner / 100).mean(axis=1)
+    blended = np.abs(rest) > 0.06
+    usual = np.arange(300) > 2
+    assert blended[usual].mean() == pytest.approx(0.62, abs=0.1)
+    np.testing.assert_allclose((weight + rest)[usual], 1, atol=0.1)
+    assert weight[usual].min() > 0.45
+    np.testing.assert_allclose(out[1], data["audio"][1], rtol=1e-5)
+    # A silent example takes the partner's sound and level.
+    assert power(out[2:3])[0] <= power(partner[2:3])[0] * 0.25 + 1e-9
+    assert all(labels[name] is data[name] for name in labels_of(data))
+
+
+def test_loudness_is_drawn_in_decibels():
+    data = batch(400)
+    out = numpy(waveform(loudness_probability=0.75, loudness_db=(-20.0, 0.0))(data, labels_of(data))[0])
+    gain_db = 10 * np.log10(power(out) / power(data["audio"]))
+    changed = np.abs(gain_db) > 1e-4
+    assert changed.mean() == pytest.approx(0.75, abs=0.07)
+    assert gain_db.min() > -20.01 and gain_db[changed].mean() == pytest.approx(-10, abs=1)
+
+
+def test_waveforms_mix_here_where_asked():
+    data = batch()
+    layer = waveform(mixup_probability=1.0, mixup_on="waveform")
+    audio, gain, labels = layer(data, labels_of(data))
+    twin = layer.mixup.of_waveforms(data["audio"], labels_of(data), data["seed"])
+    np.testing.assert_array_equal(numpy(audio), numpy(twin[0]))
+    assert gain is None and layer.mixes and (numpy(labels["targets"]).sum(axis=1) == 2).all()
+    assert not waveform(mixup_probability=1.0).mixes
+
+
+def test_integers_are_the_same_sound():
+    pcm = np.round(RNG.standard_normal((16, SAMPLES)) * 3000).astype(np.int16)
+    gain = np.geomspace(1e-6, 1e-4, 16).astype(np.float32)
+    data = batch(partner_audio=other(), background_audio=other())
+    layer = waveform(**ALL)
+    integers = sound(layer, data | {"audio": pcm, "audio_gain": gain})
+    floats = sound(layer, data | {"audio": pcm * gain[:, None]})
+    np.testing.assert_allclose(integers, floats, rtol=1e-5, atol=1e-7)
+
+
+def test_examples_are_independent():
+    data = batch(partner_audio=other(), background_audio=other())
+    layer = waveform(**ALL)
+    whole = sound(layer, data)
+    for i in range(2):
+        alone = sound(layer, {name: value[i : i + 1] for name, value in data.items()})[0]
+        np.testing.assert_allclose(alone, whole[i], rtol=1e-5, atol=1e-5 * np.abs(whole[i]).max())
+
+
+def test_silence_stays_silent_beside_what_is_loud():
+    data = batch(background_audio=other())
+    data["audio"][::2] = 0
+    out = sound(waveform(**ALL | {"partner_probability": 0.0}, mixup_on="waveform"), data)
+    assert np.isfinite(out).all() and (out[::2] == 0).all() and (power(out[1::2]) > 0).all()
+
+
+def test_same_eager_and_compiled():
+    data = batch(partner_audio=other(), background_audio=other())
+    layer = waveform(**ALL | {"mixup_probability": 0.7}, mixup_on="waveform")
+    eager, fast = numpy(layer(data, labels_of(data))[0]), sound(layer, data)
+    np.testing.assert_allclose(fast, eager, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["partner", "background"])
+def test_a_batch_without_what_is_asked_for_is_named(name):
+    with pytest.raises(UserError, match=rf"augment\.{name}_probability: the batches hold no {name}_audio"):
+        waveform(**{f"{name}_probability": 0.5})(batch(), labels_of(batch()))
