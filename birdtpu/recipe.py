@@ -210,6 +210,9 @@ class Augment(Section):
         default=(0.5, 1.0), strict=False, description="the example's own weight w; the partner's is 1 - w"
     )
     background_probability: Probability = Field(default=0.0, description="add a background (background_audio)")
+    background: str = Field(
+        default="", description="where backgrounds come from: a folder that prepare wrote, or kaggle:owner/slug"
+    )
     background_snr_db: tuple[float, float] = Field(
         default=(0.0, 30.0), strict=False, description="of the example over the background, by their RMS"
     )

@@ -24,7 +24,7 @@ class Backbone:
     Args:
         build: Shape of an image, whether batch statistics are taken over all replicas, whether it is for a TPU (see
             `layers.pairs`) -> an untrained Keras model from `(batch, height, width, channels)` to a feature map.
-        channels: Channels of the image.
+        channels: Channels of the image; 0: as many as it has.
         scale, offset: Pixels are `scale * x + offset` for x in [0, 1].
         pretrained: Whether `weights = "imagenet"` is known.
     """
@@ -148,7 +148,7 @@ def small_cnn(input_shape: tuple, synchronized: bool = False, for_tpu: bool = Fa
     """Seven convolutions, for training on two cores in minutes.
 
     Args:
-        input_shape: `(frames, mels, 1)`.
+        input_shape: `(frames, mels, channels)`.
         synchronized: See `BatchNorm`.
         for_tpu: Changes nothing here.
 
@@ -173,7 +173,7 @@ _SIGNED = {"scale": 2.0, "offset": -1.0}
 _RAW = {"scale": 255.0}
 
 BACKBONES: dict[str, Backbone] = {
-    "small_cnn": Backbone(small_cnn, channels=1, scale=2.0, offset=-1.0, pretrained=False),
+    "small_cnn": Backbone(small_cnn, channels=0, scale=2.0, offset=-1.0, pretrained=False),
     **{name: Backbone(_untrained(name), **_CAFFE) for name in ("ResNet50", "ResNet101")},
     **{name: Backbone(_untrained(name), **_SIGNED) for name in ("InceptionV3", "ResNet50V2")},
     **{
@@ -187,13 +187,13 @@ BACKBONES: dict[str, Backbone] = {
 
 
 def build_backbone(
-    name: str, image_shape: tuple[int, int], weights: str = "none", synchronized: bool = False, for_tpu: bool = False
+    name: str, image_shape: tuple[int, ...], weights: str = "none", synchronized: bool = False, for_tpu: bool = False
 ) -> keras.Model:
     """A backbone for images of `(height, width)`, in Keras' dtype policy of the moment.
 
     Args:
         name: A key of `BACKBONES`.
-        image_shape: Pixels of time and of frequency.
+        image_shape: Pixels of time and of frequency, and channels where the backbone takes any number (else 1 or 3).
         weights: `none`, `imagenet` (downloaded by Keras), or the path of a `*.weights.h5` of the same backbone without
             its top, in the layout of `keras.applications` (of EfficientNetB's: that of its models with `weights=None`).
         synchronized: See `BatchNorm`.
@@ -204,7 +204,7 @@ def build_backbone(
     if name not in BACKBONES:
         raise UserError(f"model.backbone: no backbone {name!r}; one of {', '.join(BACKBONES)}")
     entry = BACKBONES[name]
-    shape = (*image_shape, entry.channels)
+    shape = (*image_shape[:2], entry.channels or (*image_shape, 1)[2])
     if weights == "imagenet" and not entry.pretrained:
         raise UserError(f"model.weights: {name} has no ImageNet weights; set model.weights = 'none'")
     try:

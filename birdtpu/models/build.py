@@ -99,16 +99,17 @@ class SoundEventModel:
             (self.frames, front.n_mels, windows) if windows else (self.frames, front.n_mels), name="log_mel"
         )
         entry = BACKBONES.get(model.backbone)
-        pixels = (entry.channels, entry.scale, entry.offset) if entry else (3, 1.0, 0.0)
-        channels = pixels[0] - front.frequency_ramp
+        count, *pixels = (entry.channels, entry.scale, entry.offset) if entry else (3, 1.0, 0.0)
+        count = count or max(windows, 1) + front.frequency_ramp
+        channels = count - front.frequency_ramp
         if channels < 1 or windows not in (0, channels):
             raise UserError(
-                f"frontend.{'win_lengths' if windows else 'frequency_ramp'}: the image has {pixels[0]} channels with "
+                f"frontend.{'win_lengths' if windows else 'frequency_ramp'}: the image has {count} channels with "
                 f"model.backbone {model.backbone}; give {channels} windows, or another backbone"
             )
-        picture = Image(front.image_size, *pixels, ramp=front.frequency_ramp)(log_mel)
+        picture = Image(front.image_size, count, *pixels, ramp=front.frequency_ramp)(log_mel)
         synchronized = recipe.train.synchronized_batch_norm
-        backbone = build_backbone(model.backbone, picture.shape[1:3], weights, synchronized, for_tpu=platform == "tpu")
+        backbone = build_backbone(model.backbone, picture.shape[1:], weights, synchronized, for_tpu=platform == "tpu")
         outputs = head(backbone(picture), model, classes=classes, clip_seconds=recipe.audio.clip_seconds)
         return keras.Model(log_mel, outputs, name="sound_event_model")
 

@@ -332,7 +332,7 @@ def _fit(
     if per_epoch == 0:
         count = order.samples_per_epoch(training)
         raise UserError(f"{count} training samples fill no batch of train.batch_size {knobs.batch_size}: lower it")
-    steps = per_epoch * knobs.epochs
+    steps, beside = per_epoch * knobs.epochs, _beside(recipe)
     with accelerator.scope():
         model = _model(draft, accelerator)
         if start is not None:
@@ -358,6 +358,7 @@ def _fit(
         start_step=progress.done * knobs.accumulate,
         steps=steps * knobs.accumulate,
         training=True,
+        **beside,
         **common,
     )
     try:
@@ -384,6 +385,20 @@ def _fit(
     finished = Run(draft.folder, recipe, draft.classes, info).save_weights(model.network)
     saving.checkpoints.clear()
     return finished
+
+
+def _beside(recipe: Recipe) -> dict[str, Any]:
+    """What the batches of a training hold beside clips and labels, as arguments of `pipeline.batches`."""
+    augment = recipe.augment
+    out: dict[str, Any] = {"partner": augment.partner_probability > 0}
+    if augment.background_probability:
+        if not augment.background:
+            raise UserError(
+                f"recipe {recipe.name}: backgrounds are added (augment.background_probability), but augment.background "
+                "names no prepared folder of them; give one, or set the probability to 0"
+            )
+        out["background"] = data_folders(augment.background)
+    return out
 
 
 def _resumed(saving: "Saving", step: "Step", log: "Log") -> "Progress":

@@ -164,12 +164,12 @@ def test_mixed_power_can_keep_its_level():
     power = power.astype(np.float32)
     power[3] = 0
     targets = np.eye(16, dtype=np.float32)
-    given = power, targets, np.ones_like(targets), SEEDS[:16]
+    given = power, known(targets), SEEDS[:16]
     kept, unit = (numpy(Mixup(0.5, 0.5, True, level=level)(*given)[0]) for level in (True, False))
     level = power.mean(axis=(1, 2))
     own = np.arange(16) != 3
     np.testing.assert_allclose(kept[own].mean(axis=(1, 2)) / unit[own].mean(axis=(1, 2)), level[own], rtol=1e-4)
-    got = numpy(Mixup(0.5, 0.5, True, level=True)(*given)[1])
+    got = numpy(Mixup(0.5, 0.5, True, level=True)(*given)[1])["targets"]
     alone = got.sum(axis=1) == 1
     assert alone.any()
     np.testing.assert_allclose(kept[alone], power[alone], rtol=1e-4)

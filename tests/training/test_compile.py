@@ -62,8 +62,9 @@ def run(code: str, backend: str, *args: str) -> str:
 
 
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
-def test_every_recipe_lowers_for_a_tpu(backend):
-    names = [name for name in recipe_names() if name != "base"]
+def test_recipes_lower_for_a_tpu(backend):
+    # The parts of every recipe around small networks; the large ones are compiled by benchmarks/compile.py.
+    names = ["birdcall2020", *(name for name in recipe_names() if name.endswith(("-quick", "quickstart")))]
     found = json.loads(run(LOWERED, backend, *names))
     assert len(found) == 4 * len(names) and all(size > 1000 for size in found.values())
 
