@@ -244,7 +244,16 @@ class Model(Section):
     """Backbone and head."""
 
     backbone: str = "ResNet50"
-    weights: str = Field(default="none", description="none, imagenet, or the path of a backbone's *.weights.h5")
+    weights: str = Field(
+        default="none",
+        description="none, imagenet, or the path of a backbone's *.weights.h5 or, of timm's networks, *.safetensors",
+    )
+    stem_pool: bool = Field(default=True, description="false: without the pooling of ResNet34's stem, twice as fine")
+    drop_path: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None,
+        description="share of examples that skip the last residual branch, rising to it from the first; none: the "
+        "backbone's own, 0.2 for EfficientNet and else 0 (write [] to unset)",
+    )
     head: Literal["attention", "mean", "sliding"] = Field(
         default="attention",
         description="attention over segments; mean over time and frequency; or a classifier that slides over time",
@@ -483,10 +492,11 @@ def _parse(tree: dict, setting: str) -> dict:
 
 
 def _validate(tree: dict, origin: str) -> Recipe:
-    frontend = tree.get("frontend")
-    if isinstance(frontend, dict) and frontend.get("image_size") == []:
-        # TOML has no null.
-        tree = {**tree, "frontend": {**frontend, "image_size": None}}
+    for table, key in (("frontend", "image_size"), ("model", "drop_path")):
+        section = tree.get(table)
+        if isinstance(section, dict) and section.get(key) == []:
+            # TOML has no null.
+            tree = {**tree, table: {**section, key: None}}
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:

@@ -24,6 +24,30 @@ bare word is text), and an unknown key is an error that suggests the near one. T
 content stand in every run folder.
 """
 
+TAIL = """## Backbones
+
+Of `keras.applications`, with our BatchNorm and dropout: ResNet50, ResNet101, ResNet50V2, InceptionV3, EfficientNetB0 to
+B3, EfficientNetV2B0, EfficientNetV2S, MobileNetV3Small, MobileNetV3Large and ConvNeXtTiny; `weights = "imagenet"` has
+Keras fetch theirs. `small_cnn` is for tests and two cores.
+
+Of timm, written anew, without its classifier:
+
+| backbone | timm's | parameters | map of 224 x 224 pixels | error |
+|---|---|---|---|---|
+| `ResNet34` | `resnet34.a1_in1k` | 21,284,672 | 7 x 7 x 512 (`stem_pool = false`: 14 x 14) | 1.2e-6 |
+| `MNASNet100` | `mnasnet_100.rmsp_in1k` | 3,102,312 | 7 x 7 x 1280 | 1.6e-6 |
+| `EfficientViTB0` | `efficientvit_b0.r224_in1k` | 682,608 | 7 x 7 x 128 | 7e-7 |
+| `EfficientViTM3` | `efficientvit_m3.r224_in1k` | 6,579,082 | 4 x 4 x 320 | 1.7e-6 |
+| `ECANFNetL0` | `eca_nfnet_l0.ra2_in1k` | 21,838,924 | 7 x 7 x 2304 | 3.5e-6 |
+
+The error is the largest difference from timm's map as a share of its largest value, in float32, with random weights and
+batch statistics that went through a file in either direction, at three sizes (`python benchmarks/timm.py --json FILE`,
+[JSON](results/timm.json)). timm's own weights have not been tried. For them, save `model.safetensors` from
+`https://huggingface.co/timm/NAME` and set `model.weights` to its path, or to a `.npz` of the same names; nothing is
+unpickled, and a run needs the file no more. Sides need not be equal or multiples of 32; EfficientViTM3 resizes its
+attention's biases to the image's size, as timm does.
+"""
+
 
 def reference() -> str:
     """The page as Markdown."""
@@ -48,6 +72,7 @@ def reference() -> str:
             meaning = (info.description or "").replace("|", "\\|")
             parts.append(f"| `{key}` | `{_text(default[key])}` | {' | '.join(cells)} | {meaning} |")
         parts.append("")
+    parts.append(TAIL)
     return "\n".join(parts)
 
 

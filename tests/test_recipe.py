@@ -39,6 +39,9 @@ def test_settings_are_toml_and_bare_words_are_text():
     assert recipe.model.backbone == "ResNet50"
     assert recipe.frontend.image_size == (64, 32)
     assert load_recipe("birdcall2020", ["frontend.image_size=[]"]).frontend.image_size is None
+    assert load_recipe("birdcall2020", ["model.drop_path=0"]).model.drop_path == 0
+    unset = load_recipe("birdcall2020", ["model.drop_path=[]", "model.stem_pool=true"])
+    assert unset.model.drop_path is None and unset.hash == load_recipe("birdcall2020").hash
 
 
 def test_a_whole_number_is_a_number_where_one_with_a_point_is_wanted():

@@ -5,6 +5,9 @@ from typing import Any
 import keras
 from keras import ops
 
+# What an average keeps of its past at each step: PyTorch's. Keras' 0.99 is made for thousands of steps an epoch.
+MOMENTUM = 0.9
+
 
 class BatchNorm(keras.layers.BatchNormalization):
     """Batch normalization with float32 statistics, applied as one scale and shift in the compute dtype.

@@ -27,7 +27,7 @@ class Image(keras.layers.Layer):
         channels: Of the picture.
         ramp: Whether the last channel is each pixel's place in frequency, from 0 for the lowest to 1 for the highest:
             a convolution, which treats all frequencies alike, can then tell them apart.
-        scale, offset: Pixels are `scale * x + offset`; the offset may be one a channel.
+        scale, offset: Pixels are `scale * x + offset`; either may be one a channel.
 
     Input shape: `(batch, frames, mels)`, [0, 1]; or with as many channels as the picture has beside the ramp.
     Output shape: `(batch, height, width, channels)`.
@@ -37,7 +37,7 @@ class Image(keras.layers.Layer):
         self,
         size: tuple[int, int] | None = None,
         channels: int = 3,
-        scale: float = 1.0,
+        scale: float | tuple[float, ...] = 1.0,
         offset: float | tuple[float, ...] = 0.0,
         ramp: bool = False,
         **kwargs: Any,
@@ -64,7 +64,8 @@ class Image(keras.layers.Layer):
         if self.ramp:
             ramp = np.linspace(0, 1, x.shape[2], dtype=np.float32)[:, None]
             x = ops.concatenate([x, ops.zeros_like(x[..., :1]) + ops.cast(ramp, x.dtype)], axis=-1)
-        return ops.cast(x * self.scale + np.asarray(self.offset, np.float32), self.compute_dtype)
+        scale, offset = (np.asarray(each, np.float32) for each in (self.scale, self.offset))
+        return ops.cast(x * scale + offset, self.compute_dtype)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         return (input_shape[0], *(self.size or input_shape[1:3]), self.channels)

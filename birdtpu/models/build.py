@@ -109,7 +109,8 @@ class SoundEventModel:
             )
         picture = Image(front.image_size, count, *pixels, ramp=front.frequency_ramp)(log_mel)
         synchronized = recipe.train.synchronized_batch_norm
-        backbone = build_backbone(model.backbone, picture.shape[1:], weights, synchronized, for_tpu=platform == "tpu")
+        options = {"for_tpu": platform == "tpu", "stem_pool": model.stem_pool, "drop_path": model.drop_path}
+        backbone = build_backbone(model.backbone, picture.shape[1:], weights, synchronized, **options)
         outputs = head(backbone(picture), model, classes=classes, clip_seconds=recipe.audio.clip_seconds)
         return keras.Model(log_mel, outputs, name="sound_event_model")
 

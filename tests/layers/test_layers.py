@@ -7,8 +7,10 @@ import pytest
 from keras import ops
 
 from birdtpu.layers.attention import AttentionHead
+from birdtpu.layers.channel_attention import ChannelAttention
 from birdtpu.layers.decibel import Decibel, FixedDecibel
 from birdtpu.layers.dropout import SeededDropout, seed_scope
+from birdtpu.layers.grouped_conv import GroupedConv2D, StandardizedConv2D
 from birdtpu.layers.image import Image, resize_matrix
 from birdtpu.layers.mel_spectrogram import MelSpectrogram
 from birdtpu.layers.pcen import PCEN
@@ -22,11 +24,14 @@ LAYERS = {
     "fixed decibel": (FixedDecibel(30.0, 60.0), (2, 9, 8)),
     "pcen": (PCEN(0.1, 0.5, 1.0, 0.3, 1e-5, 2.0, False, "frame", 0.2), (2, 9, 8)),
     "pcen of windows": (PCEN(0.1), (2, 40, 8, 3)),
-    "image": (Image((6, 4), 3, 255.0, (-1.0, -2.0, -3.0)), (2, 9, 8)),
+    "image": (Image((6, 4), 3, (255.0, 1.0, 2.0), (-1.0, -2.0, -3.0)), (2, 9, 8)),
     "image of windows": (Image((6, 4), 3, 2.0, -1.0), (2, 9, 8, 3)),
     "image with a ramp": (Image(None, 3, 2.0, -1.0, ramp=True), (2, 9, 8)),
     "attention": (AttentionHead(5, "soft"), (2, 7, 4)),
     "dropout": (SeededDropout(0.3, (None, 1, 1)), (2, 7, 4)),
+    "grouped": (GroupedConv2D(6, 3, groups=2), (2, 7, 5, 4)),
+    "standardized": (StandardizedConv2D(6, 3, 2, "valid", groups=2, gamma=1.7), (2, 7, 6, 4)),
+    "channels": (ChannelAttention(), (2, 5, 4, 20)),
 }
 
 

@@ -108,6 +108,7 @@ def test_every_recipe_trains_two_steps_when_shrunk(name, eager):
     assert_trains_two_steps(load_recipe(name, settings))
 
 
+# Of timm's networks tests/models/test_networks.py has the gradients.
 FAMILIES = ["ResNet50V2", "InceptionV3", "EfficientNetB0", "MobileNetV3Small", "ConvNeXtTiny"]
 
 
