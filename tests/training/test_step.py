@@ -81,7 +81,8 @@ def assert_trains_two_steps(recipe):
     losses = [float(step(batch(recipe, seed=i))) for i in range(2)]
     assert np.isfinite(losses).all()
     changed = [not np.array_equal(a, b) for a, b in zip(before, step.current(), strict=True)]
-    assert np.mean(changed) > 0.9
+    # Of ResNet34 some do not yet: its branches begin at zero.
+    assert np.mean(changed) > 0.8
     assert all(np.isfinite(w).all() for w in step.averaged())
     # The average goes into the network as it is: whole numbers stay whole.
     assert [w.dtype for w in step.averaged()] == [v.dtype for v in model.network.variables]
