@@ -11,7 +11,7 @@ import tarfile
 import uuid
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ MOST_RATIO = 400
 HARMLESS_BYTES, HARMLESS_MEMBER_BYTES = 1_000_000, 100_000_000
 _LONGEST_NAME = 255
 _LONGEST_HEADER = 1 << 20
+_BLOCK = 512
 _DAMAGED = (
     zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, UnicodeDecodeError,
     NotImplementedError,
@@ -56,6 +57,7 @@ def unpack(
     archive: str | os.PathLike[str],
     folder: str | os.PathLike[str],
     *,
+    ours: Collection[str] = (),
     say: Callable[[Iterable, int], Iterable] | None = None,
 ) -> list[str]:
     """Unpack a .zip, .tar or .tar.gz into a folder.
@@ -66,15 +68,17 @@ def unpack(
     Args:
         archive: Recognised by its bytes.
         folder: Made if need be; files in it that have other names are left alone.
+        ours: Names at the top of the folder that no member may have, for what its caller notes there.
         say: Wraps the members in a progress bar, given their number.
 
     Returns: the names of the files, relative to the folder.
-    Raises: Damaged; NoRoom; UserError where the archive would write outside of the folder, holds links or devices, or
-        would grow beyond reason. Nothing is written then, but where damage only shows in the middle of a file.
+    Raises: Damaged; NoRoom; UserError where the archive would write outside of the folder or over its caller's notes,
+        holds links or devices, or would grow beyond reason. Nothing is written then, but where damage only shows in the
+        middle of a file.
     """
     path, target = Path(archive), Path(folder)
     with _opened(path) as (members, read):
-        listed = _checked(path, members)
+        listed = _checked(path, members, {name.casefold() for name in ours})
         target.mkdir(parents=True, exist_ok=True)
         storage.sweep(target)
         free = shutil.disk_usage(target).free
@@ -88,8 +92,8 @@ def unpack(
     return [member.name for member in listed]
 
 
-def _checked(path: Path, members: Iterable[_Member]) -> list[_Member]:
-    """The members, if all of them may be written."""
+def _checked(path: Path, members: Iterable[_Member], ours: Collection[str]) -> list[_Member]:
+    """The members, if all of them may be written; `ours` are names in small letters."""
     most = path.stat().st_size
     found: list[_Member] = []
     total = packed = 0
@@ -99,6 +103,9 @@ def _checked(path: Path, members: Iterable[_Member]) -> list[_Member]:
         total, packed = total + member.size, packed + (member.packed or 0)
         if reason := _wrong_name(member.name):
             raise _refused(path, member.name, reason)
+        # A disk may not tell small letters from capitals.
+        if member.name.partition("/")[0].casefold() in ours:
+            raise _refused(path, member.name, "a name under which birdtpu keeps its own notes; unpack it by hand")
         if len(found) == MOST_MEMBERS:
             raise _refused(path, member.name, f"more than {MOST_MEMBERS} files")
         if member.name in files:
@@ -126,7 +133,7 @@ def _wrong_name(name: str) -> str:
         return "an absolute name"
     if ".." in parts:
         return "a name that leads out of the folder"
-    if not all(parts) or "." in parts or re.search(r"[\x00-\x1f\x7f]", name):
+    if not all(parts) or "." in parts or re.search(r"[\x00-\x1f\x7f-\x9f]", name):
         return "not a name that a file should have"
     try:
         longest = max(len(part.encode()) for part in parts)
@@ -173,7 +180,7 @@ def _opened(path: Path) -> Iterator[tuple[Iterator[_Member], Callable[[_Member],
     with open(path, "rb") as file:
         head = file.read(2)
     with contextlib.ExitStack() as stack:
-        try:
+        with _legible(path):
             if head == b"PK":
                 archive = stack.enter_context(zipfile.ZipFile(path))
                 found = _zip_members(path, archive), partial(_open_zipped, archive)
@@ -181,10 +188,22 @@ def _opened(path: Path) -> Iterator[tuple[Iterator[_Member], Callable[[_Member],
                 opener: Any = gzip.open if head == b"\x1f\x8b" else open
                 measured: Any = _Measured(stack.enter_context(opener(path, "rb")))
                 tar = stack.enter_context(tarfile.open(fileobj=measured, mode="r:"))
-                found = _tar_members(path, tar), partial(_open_tarred, tar)
-        except _DAMAGED as error:
-            raise _damaged(path, error) from error
+                found = _tar_members(path, tar, measured), partial(_open_tarred, tar)
         yield found
+
+
+@contextlib.contextmanager
+def _legible(path: Path) -> Iterator[None]:
+    """What the libraries raise where they cannot read an archive, as Damaged."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (*_DAMAGED, ValueError, OverflowError) as error:
+        # The last two: a header may send the reader to a place that no file has.
+        raise Damaged(
+            f"{path}: no archive, or a damaged one ({str(error) or type(error).__name__}); fetch it again"
+        ) from error
 
 
 def _zip_members(path: Path, archive: zipfile.ZipFile) -> Iterator[_Member]:
@@ -214,8 +233,8 @@ def _open_zipped(archive: zipfile.ZipFile, member: _Member) -> IO[bytes]:
     return archive.open(member.key)
 
 
-def _tar_members(path: Path, archive: tarfile.TarFile) -> Iterator[_Member]:
-    try:
+def _tar_members(path: Path, archive: tarfile.TarFile, file: "_Measured") -> Iterator[_Member]:
+    with _legible(path):
         for entry in archive:
             name = _plain(entry.name)
             if entry.isreg():
@@ -224,8 +243,13 @@ def _tar_members(path: Path, archive: tarfile.TarFile) -> Iterator[_Member]:
                 raise _refused(path, name, "a link or a device")
             elif name and (reason := _wrong_name(name)):
                 raise _refused(path, name, reason)
-    except _DAMAGED as error:
-        raise _damaged(path, error) from error
+        # The library takes any end for the end, and a damaged header for one too.
+        if file.last != bytes(_BLOCK):
+            raise tarfile.ReadError("its end is missing")
+        # What is packed has its checksum behind all that is of use.
+        while file.read(_LONGEST_HEADER):
+            if file.tell() > archive.offset + HARMLESS_MEMBER_BYTES:
+                raise tarfile.ReadError("too much follows its end")
 
 
 def _open_tarred(archive: tarfile.TarFile, member: _Member) -> IO[bytes]:
@@ -238,18 +262,15 @@ class _Measured:
     """A file whose reader asks for little at a time: a tar's extended headers are read at once, however long."""
 
     def __init__(self, file: Any) -> None:
-        self._file = file
+        self._file, self.last = file, b""
         self.seek, self.tell, self.close = file.seek, file.tell, file.close
 
     def read(self, size: int = -1) -> bytes:
         if size < 0 or size > _LONGEST_HEADER:
             raise tarfile.ReadError(f"a header of {size} bytes")
-        return self._file.read(size)
+        self.last = self._file.read(size)
+        return self.last
 
 
 def _refused(path: Path, name: str, reason: str) -> UserError:
     return UserError(f"{path}: not unpacked, for {name[:200]!r}: {reason}")
-
-
-def _damaged(path: Path, error: Exception) -> Damaged:
-    return Damaged(f"{path}: no archive, or a damaged one ({str(error) or type(error).__name__}); fetch it again")

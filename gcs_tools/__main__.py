@@ -1,5 +1,6 @@
 """`python -m gcs_tools push|pull|ls|verify|rm`."""
 
+import os
 import sys
 import warnings
 from typing import Annotated
@@ -7,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gcs_tools import transfer
-from gcs_tools.bucket import TransferError
+from gcs_tools.bucket import TransferError, plain
 
 app = typer.Typer(
     help="Move and verify files between here and Google Cloud Storage.",
@@ -48,7 +49,7 @@ def ls(url: Url, deadline: Deadline = transfer.DEADLINE_SECONDS) -> None:
     """List a prefix."""
     found = transfer.ls(url, deadline_seconds=deadline)
     for name, entry in found.items():
-        typer.echo(f"{entry.size:>14,}  {entry.crc32c}  {name}")
+        typer.echo(f"{entry.size:>14,}  {entry.crc32c}  {plain(name)}")
     typer.echo(f"{len(found)} objects, {_size(sum(entry.size for entry in found.values()))}")
 
 
@@ -87,7 +88,7 @@ def _size(count: int) -> str:
 
 
 def main() -> None:
-    """Run the command line; a `TransferError` is one line and exit code 2."""
+    """Run the command line; a `TransferError` is one line and exit code 2, an interruption is code 130 and at once."""
     # Which Python a machine of Colab or Kaggle has is not its user's choice.
     warnings.filterwarnings("ignore", "You are using a Python version", FutureWarning)
     try:
@@ -99,7 +100,18 @@ def main() -> None:
         print(f"gcs_tools: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit(130)
+        _leave()
+    except SystemExit as end:
+        if end.code == 130:
+            _leave()
+        raise
+
+
+def _leave() -> None:
+    """End without waiting for the threads whose files are under way."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(130)
 
 
 if __name__ == "__main__":

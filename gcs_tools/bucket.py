@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ from typing import Any
 _ATTEMPTS = 3
 # The client reads a larger object 8 KiB at a time, which costs more than to decrypt it.
 _AT_ONCE_BYTES = 128 << 20
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._:-]*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MEANWHILE = "somebody else wrote it meanwhile; run the same command again"
 _LOGIN = (
     "gcloud auth application-default login, or on Colab google.colab.auth.authenticate_user(), "
@@ -53,11 +57,13 @@ class Prefix:
     """
 
     def __init__(self, url: str, deadline_seconds: float = 120.0) -> None:
-        bucket, _, prefix = url.removeprefix("gs://").partition("/")
-        if not url.startswith("gs://") or not bucket:
-            raise TransferError(f"{url}: no address of Cloud Storage; one is gs://bucket/prefix")
-        self.url = url.rstrip("/")
-        self.prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
+        bucket, _, prefix = url.removeprefix("gs://").removesuffix("/").partition("/")
+        # An empty part is a name to Cloud Storage, but not to those who read through TensorFlow.
+        odd = "//" in url[5:] or {".", ".."} & set(prefix.split("/"))
+        if not url.startswith("gs://") or not _BUCKET.fullmatch(bucket) or odd or _CONTROL.search(url):
+            raise TransferError(f"{plain(url)}: no address of Cloud Storage; one is gs://bucket/prefix")
+        self.url = url.removesuffix("/")
+        self.prefix = f"{prefix}/" if prefix else ""
         self._seconds = deadline_seconds
         try:
             from google.cloud.storage.retry import DEFAULT_RETRY
@@ -78,8 +84,14 @@ class Prefix:
     def list(self) -> dict[str, Entry]:
         """Name -> what is there; folder marks are left out. Raises TransferError."""
         with self._named(self.url):
-            blobs = self._client.list_blobs(self._bucket, prefix=self.prefix, **self._bounds)
-            return {b.name[len(self.prefix) :]: _entry(b) for b in blobs if not b.name.endswith("/")}
+            found, seen = {}, set()
+            pages = self._client.list_blobs(self._bucket, prefix=self.prefix, **self._bounds)
+            for page in pages.pages:
+                found |= {b.name[len(self.prefix) :]: _entry(b) for b in page if not b.name.endswith("/")}
+                if pages.next_page_token in seen:
+                    raise TransferError(f"{self.url}: its list leads back to a page that was read before")
+                seen.add(pages.next_page_token)
+            return found
 
     def stat(self, name: str) -> Entry | None:
         """An object, or None. Raises TransferError."""
@@ -126,18 +138,15 @@ class Prefix:
             held = found
         raise TransferError(f"{place}: arrived damaged {_ATTEMPTS} times ({reason or 'its crc32c differs'})")
 
-    def read(self, name: str) -> bytes:
-        """A small object's bytes, checked.
-
-        Raises: FileNotFoundError where there is none, else TransferError.
-        """
+    def read(self, name: str) -> bytes | None:
+        """A small object's bytes, checked; None where there is none. Raises TransferError."""
         from google.api_core.exceptions import NotFound
 
         with self._named(f"{self.url}/{name}"):
             try:
                 return self._retried(lambda: self._bucket.blob(self.prefix + name).download_as_bytes(**self._bounds))
             except NotFound:
-                raise FileNotFoundError(name) from None
+                return None
 
     def get(self, name: str, wanted: Entry, target: Path) -> None:
         """Fetch an object into a file that appears when it is whole and holds what is wanted.
@@ -147,10 +156,10 @@ class Prefix:
         from google.api_core.exceptions import NotFound
 
         place = f"{self.url}/{name}"
-        target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{os.urandom(4).hex()}.tmp")
 
         def fetch() -> None:
+            target.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as file:
                 self._bucket.blob(self.prefix + name).download_to_file(
                     file, checksum="crc32c", single_shot_download=wanted.size <= _AT_ONCE_BYTES, **self._bounds
@@ -218,6 +227,13 @@ class Prefix:
             raise TransferError(f"{place}: arrived damaged {_ATTEMPTS} times; run the same command again") from error
         except (exceptions.GoogleAPICallError, InvalidResponse) as error:
             raise TransferError(f"{place}: {_first_line(error)}") from error
+        except TransferError:
+            raise
+        except OSError as error:
+            hint = "; free space, and the same command goes on" if error.errno in _FULL else ""
+            raise TransferError(f"{error.filename or place}: {error.strerror or error}{hint}") from error
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise TransferError(f"{place}: the answer makes no sense ({type(error).__name__})") from error
 
 
 def file_entry(path: Path) -> Entry:
@@ -232,9 +248,14 @@ def file_entry(path: Path) -> Entry:
     return Entry(size, checksum.digest().hex())
 
 
+def plain(text: str) -> str:
+    """Text without what moves a cursor."""
+    return _CONTROL.sub("?", text)
+
+
 def _entry(blob: Any) -> Entry:
     # An object under a customer's own key is listed without its checksum: it is like nothing that is known.
-    return Entry(blob.size, base64.b64decode(blob.crc32c or "").hex(), blob.generation)
+    return Entry(int(blob.size), base64.b64decode(blob.crc32c or "").hex(), int(blob.generation))
 
 
 def _client() -> Any:
@@ -263,7 +284,7 @@ def _code(error: BaseException) -> int:
 def _first_line(error: Exception) -> str:
     text = str(getattr(error, "message", None) or error).strip()
     # The client puts method and address before the reason.
-    return re.sub(r"^[A-Z]+ https?://\S+: ", "", (text.splitlines() or [type(error).__name__])[0])
+    return plain(re.sub(r"^[A-Z]+ https?://\S+: ", "", (text.splitlines() or [type(error).__name__])[0]))
 
 
 def _reason(error: BaseException) -> str:

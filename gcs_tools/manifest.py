@@ -1,6 +1,7 @@
 """What a prefix holds when it is whole: each file's size and crc32c, in one JSON object beside them."""
 
 import json
+import os
 from pathlib import Path, PurePosixPath
 
 import google_crc32c
@@ -36,29 +37,57 @@ def from_bytes(data: bytes, place: str) -> dict[str, Entry]:
         raise TransferError(f"{place}: damaged, or of another version; push the folder again")
     for name in entries:
         check_name(name, place)
+    folders = {str(parent) for name in entries for parent in PurePosixPath(name).parents}
+    if both := sorted(folders & entries.keys()):
+        raise TransferError(f"{place}: {both[0]!r} is a file and a folder there; rename one and push again")
     return entries
 
 
 def check_name(name: str, place: str) -> None:
     """Raises TransferError where a name would lead out of a folder, or Cloud Storage would not take it."""
     parts = name.split("/")
-    bad = {"", ".", ".."} & set(parts) or PurePosixPath(name).is_absolute()
-    if bad or "\\" in name or any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in name) or len(name.encode()) > 900:
+    # What begins with a dot is never sent, and would be a setting where it is fetched to.
+    bad = any(part[:1] in ("", ".") for part in parts)
+    if bad or "\\" in name or any(_control(ord(c)) for c in name) or len(name.encode()) > 900:
         raise TransferError(f"{place}: {name!r} cannot be a file's name; rename it")
 
 
-def files_of(folder: Path) -> list[str]:
-    """The names of a folder's files, sorted, without those that begin with a dot.
+def _control(code: int) -> bool:
+    """Whether a character moves a cursor, or is half a one."""
+    return code < 32 or 127 <= code < 160 or 0xD800 <= code < 0xE000
 
-    Raises: TransferError where there is none, or a name cannot be an object's.
+
+def files_of(folder: Path) -> list[str]:
+    """The names of a folder's files, sorted, without those that begin with a dot; links are followed.
+
+    Raises: TransferError where there is none, one cannot be read, or a name cannot be an object's.
     """
     if not folder.is_dir():
         raise TransferError(f"{folder}: no such folder")
-    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    names = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
-    names = [name for name in names if name not in (NAME, REMOVING)]
+    found = _below(folder, "", {os.path.realpath(folder)})
+    names = sorted(name for name in found if name not in (NAME, REMOVING))
     if not names:
         raise TransferError(f"{folder}: holds no files")
     for name in names:
         check_name(name, str(folder))
+    return names
+
+
+def _below(folder: Path, above: str, opened: set[str]) -> list[str]:
+    """The names of what lies in a folder; `opened` are those on the way to it."""
+    names = []
+    try:
+        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    except OSError as error:
+        raise TransferError(f"{folder}: {error.strerror}") from error
+    for entry in entries:
+        if entry.is_dir():
+            real = os.path.realpath(entry)
+            if real in opened:
+                raise TransferError(f"{entry.path}: a link to a folder that it lies in; remove it")
+            names += _below(Path(entry), f"{above}{entry.name}/", {*opened, real})
+        elif entry.is_file():
+            names.append(above + entry.name)
+        else:
+            raise TransferError(f"{entry.path}: no file, or a link that leads to none; remove it")
     return names

@@ -1,6 +1,10 @@
 """Folders to Cloud Storage and back. A prefix with a manifest is whole: it goes first and comes last."""
 
-from collections.abc import Callable, Iterable
+import contextlib
+import fcntl
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from os import PathLike
@@ -17,6 +21,8 @@ WORKERS = 8
 DEADLINE_SECONDS = 120.0
 # A reader of a prepared folder takes this file for the sign that the rest is there.
 _SEAL = "manifest.json"
+# The names that an object is fetched under.
+_GROWING = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -57,7 +63,7 @@ def push(
         others = len(held.keys() - local.keys() - {manifest.NAME, manifest.REMOVING})
         wanted = manifest.to_bytes(local)
         differing = [name for name in names if not local[name].same_bytes(held.get(name))]
-        if not differing and manifest.NAME in held and _read_manifest(remote) == wanted:
+        if not differing and manifest.NAME in held and remote.read(manifest.NAME) == wanted:
             return Report(len(names), 0, 0, others)
         # From here on the prefix is not whole, and nobody shall take it for that.
         for name in (manifest.NAME, *(name for name in held if _is_seal(name) and differing), manifest.REMOVING):
@@ -79,32 +85,72 @@ def pull(
 ) -> Report:
     """Fetch what the manifest of a prefix lists into a folder: what is missing there or differs.
 
-    Each file appears when it is whole and has the manifest's crc32c; a file named `manifest.json` comes last.
+    Each file appears when it is whole and has the manifest's crc32c; a file named `manifest.json` comes last. After an
+    interruption or an error the same call goes on.
 
     Raises: TransferError, also where the prefix has no manifest.
     """
     home = Path(folder)
     with Prefix(url, deadline_seconds) as remote:
         entries = _entries(remote)
+        with _alone(home, {str(PurePosixPath(name).parent) for name in entries}):
+            return _pull(remote, home, entries, workers)
 
-        def differs(name: str) -> bool:
-            path = home / name
-            return not (path.is_file() and path.stat().st_size == entries[name].size) or not (
-                entries[name].same_bytes(file_entry(path))
-            )
 
-        found = _each(workers, differs, list(entries), "comparing", None)
-        missing = [name for name, gone in zip(entries, found, strict=True) if gone]
+def _pull(remote: Prefix, home: Path, entries: dict[str, Entry], workers: int) -> Report:
+    """Fetch the entries that are missing in a folder or differ."""
 
-        def fetch(name: str) -> None:
-            remote.get(name, entries[name], home / name)
+    def differs(name: str) -> bool:
+        path = home / name
+        return not (path.is_file() and path.stat().st_size == entries[name].size) or not (
+            entries[name].same_bytes(file_entry(path))
+        )
 
-        seals = [name for name in missing if _is_seal(name)]
-        for name in seals:
-            (home / name).unlink(missing_ok=True)
-        for part in ([name for name in missing if name not in seals], seals):
-            _each(workers, fetch, part, "fetching", entries)
-        return Report(len(entries), len(missing), sum(entries[name].size for name in missing), 0)
+    found = _each(workers, differs, list(entries), "comparing", None)
+    missing = [name for name, gone in zip(entries, found, strict=True) if gone]
+
+    def fetch(name: str) -> None:
+        remote.get(name, entries[name], home / name)
+
+    seals = [name for name in missing if _is_seal(name)]
+    for name in seals:
+        (home / name).unlink(missing_ok=True)
+    for part in ([name for name in missing if name not in seals], seals):
+        _each(workers, fetch, part, "fetching", entries)
+    return Report(len(entries), len(missing), sum(entries[name].size for name in missing), 0)
+
+
+@contextlib.contextmanager
+def _alone(home: Path, folders: Iterable[str]) -> Iterator[None]:
+    """Keep a folder to this call, without what an interrupted one left in its `folders`: before, and after another
+    interruption.
+
+    Raises: TransferError where another call has it.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(home, os.O_RDONLY)
+
+    def sweep() -> None:
+        for folder in folders:
+            for left in (home / folder).glob(".*.tmp"):
+                if _GROWING.fullmatch(left.name):
+                    left.unlink(missing_ok=True)
+
+    try:
+        # Some network file systems know no locks.
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise TransferError(f"{home}: another process is writing here; wait for it or end it") from None
+            sweep()
+        try:
+            yield
+        except KeyboardInterrupt:
+            sweep()
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def verify(url: str, *, deadline_seconds: float = DEADLINE_SECONDS) -> list[str]:
@@ -142,7 +188,7 @@ def rm(url: str, *, workers: int = WORKERS, deadline_seconds: float = DEADLINE_S
     with Prefix(url, deadline_seconds) as remote:
         held = remote.list()
         if manifest.REMOVING in held and manifest.NAME not in held:
-            entries = manifest.from_bytes(remote.read(manifest.REMOVING), f"{remote.url}/{manifest.REMOVING}")
+            entries = manifest.from_bytes(remote.read(manifest.REMOVING) or b"", f"{remote.url}/{manifest.REMOVING}")
         else:
             if manifest.NAME not in held:
                 raise _no_manifest(remote)
@@ -159,10 +205,9 @@ def rm(url: str, *, workers: int = WORKERS, deadline_seconds: float = DEADLINE_S
 
 
 def _entries(remote: Prefix) -> dict[str, Entry]:
-    try:
-        data = remote.read(manifest.NAME)
-    except FileNotFoundError:
-        raise _no_manifest(remote) from None
+    data = remote.read(manifest.NAME)
+    if data is None:
+        raise _no_manifest(remote)
     return manifest.from_bytes(data, f"{remote.url}/{manifest.NAME}")
 
 
@@ -181,13 +226,6 @@ def _put_bytes(remote: Prefix, name: str, data: bytes, held: Entry | None) -> No
         remote.put(name, path, file_entry(path), held)
 
 
-def _read_manifest(remote: Prefix) -> bytes | None:
-    try:
-        return remote.read(manifest.NAME)
-    except FileNotFoundError:
-        return None
-
-
 def _is_seal(name: str) -> bool:
     return PurePosixPath(name).name == _SEAL
 
@@ -195,13 +233,15 @@ def _is_seal(name: str) -> bool:
 def _each(
     workers: int, work: Callable[[str], R], names: Iterable[str], label: str, entries: dict[str, Entry] | None
 ) -> list[R]:
-    """`work` for every name, several at a time, with a bar; the first error ends it when what is under way is done."""
+    """`work` for every name, several at a time, with a bar; the first error ends it when what is under way is done, an
+    interruption at once."""
     names = list(names)
     if not names:
         return []
     total = sum(entries[name].size for name in names) if entries else len(names)
     unit = {"unit": "B", "unit_scale": True, "unit_divisor": 1024} if entries else {"unit": " files"}
-    with tqdm(total=total, desc=label, disable=None, **unit) as bar, ThreadPoolExecutor(workers) as pool:  # pyright: ignore
+    pool = ThreadPoolExecutor(workers)
+    with tqdm(total=total, desc=label, disable=None, **unit) as bar:  # pyright: ignore
 
         def one(name: str) -> R:
             result = work(name)
@@ -211,8 +251,10 @@ def _each(
         futures = [pool.submit(one, name) for name in names]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
-        finally:
             pool.shutdown(wait=True, cancel_futures=True)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
         # A future that was cancelled stands behind one that failed.
         failed = [f.exception() for f in futures if f.done() and not f.cancelled() and f.exception()]
         if failed and failed[0] is not None:

@@ -134,6 +134,29 @@ def sparse() -> bytes:
     return gzip.compress(bytes(header) + bytes(512) + bytes(1024))
 
 
+def far() -> bytes:
+    """A tar whose first file ends behind the last place that a file can have."""
+    entry = tarfile.TarInfo("far")
+    entry.size = (1 << 64) - 512
+    return entry.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
+
+
+TWO = [(name, tarfile.REGTYPE, "", os.urandom(500)) for name in "ab"]
+# Of each member a header and a block of data.
+PLAIN, SECOND = tar_of(TWO, bytes), 2 * 512
+
+
+def damaged_header() -> bytes:
+    return PLAIN[:SECOND] + b"x" + PLAIN[SECOND + 1 :]
+
+
+def flipped(data: bytes) -> bytes:
+    """One bit turned in a packed file, of which nothing but the checksum at the end tells."""
+    made = bytearray(gzip.compress(data, 0))
+    made[made.index(data[SECOND - 60 : SECOND - 20])] ^= 1
+    return bytes(made)
+
+
 LINK, HARD = tarfile.SYMTYPE, tarfile.LNKTYPE
 HOSTILE = {
     "zip-up": (zip_of({"../evil": b"x"}), "leads out"),
@@ -184,6 +207,16 @@ HOSTILE = {
     "tar-long-header": (long_header(), "a header of"),
     "tar-sparse": (sparse(), "zip bomb"),
     "tar-twice": (tar_of([("a", tarfile.REGTYPE, "", b"1"), ("a", tarfile.REGTYPE, "", b"2")]), "twice"),
+    "tar-cut-between": (PLAIN[:SECOND], "its end is missing"),
+    "tar-cut-before-its-end": (PLAIN[: 2 * SECOND], "its end is missing"),
+    "tar-cut-within": (PLAIN[: SECOND + 700], "damaged"),
+    "tar-gz-of-a-cut-one": (gzip.compress(PLAIN[:SECOND]), "its end is missing"),
+    "tar-damaged-header": (damaged_header(), "its end is missing"),
+    "tar-gz-flipped": (flipped(PLAIN), "CRC check failed"),
+    "tar-gz-cut-in-its-checksum": (gzip.compress(PLAIN)[:-3], "damaged"),
+    "tar-tail": (gzip.compress(PLAIN + bytes(150 << 20), 1), "too much follows its end"),
+    "tar-far": (far(), "zip bomb|damaged"),
+    "tar-c1": (tar_of([("a\x9bb", tarfile.REGTYPE, "", b"x")]), "not a name"),
     "tar-cut": (tar_of([("a", tarfile.REGTYPE, "", os.urandom(90_000))])[:50_000], "damaged"),
     "zip-nothing-in-it": (zip_of({"folder/": b""}), "no file in it"),
     "zip-deflate64": (zip_of({"a": b"x"}).replace(b"\x14\0\0\0\x08\0", b"\x14\0\0\0\x09\0"), "method 9"),
@@ -208,8 +241,23 @@ def test_a_hostile_archive_writes_nothing(tmp_path, name):
     assert everything(tmp_path) - before <= {"in/deep", "in/deep/out"}
 
 
-def test_there_are_thirty_hostile_archives():
-    assert len(HOSTILE) >= 30
+def test_there_are_sixty_hostile_archives():
+    assert len(HOSTILE) >= 60
+
+
+@pytest.mark.parametrize("name", ["notes.json", "NOTES.json", "notes.json/inside", "./notes.json"])
+@pytest.mark.parametrize("pack", ["zip", "tar"])
+def test_the_callers_notes_are_not_overwritten(tmp_path, name, pack):
+    entries = {"train.csv": b"x", name: b"evil"}
+    data = zip_of(entries) if pack == "zip" else tar_of([(n, tarfile.REGTYPE, "", d) for n, d in entries.items()])
+    (tmp_path / "one").write_bytes(data)
+    (tmp_path / "notes.json").write_text("mine")
+    with pytest.raises(UserError, match="a name under which birdtpu keeps its own notes"):
+        archive.unpack(tmp_path / "one", tmp_path, ours=["notes.json"])
+    assert (tmp_path / "notes.json").read_text() == "mine" and everything(tmp_path) == {"one", "notes.json"}
+    # Deeper it is a name like any other.
+    (tmp_path / "two").write_bytes(zip_of({"deep/notes.json": b"x"}))
+    assert archive.unpack(tmp_path / "two", tmp_path, ours=["notes.json"]) == ["deep/notes.json"]
 
 
 def test_damage_within_a_file_is_told_and_leaves_no_part_of_it(tmp_path):

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,10 +16,12 @@ from birdtpu.errors import UserError
 from birdtpu.storage import FULL
 
 SETTINGS = "https://www.kaggle.com/settings"
-_CONNECT_SECONDS, _READ_SECONDS = 30.0, 60.0
+# How long a connection may take, a proxy's answer included, and how long nothing may come over one.
+CONNECT_SECONDS, READ_SECONDS = 30.0, 60.0
 _ATTEMPTS = 4
 _BUSY = (429, 500, 502, 503, 504)
 AGAIN = "run the same command again"
+_NONSENSE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 _NEW_TOKEN = f"make a token at {SETTINGS} and set KAGGLE_API_TOKEN (on Colab and Kaggle: a secret of the notebook)"
 
 T = TypeVar("T")
@@ -76,7 +79,7 @@ class Kaggle:
         if not signed_in and source:
             # The client sends it all the same.
             self._credential = f"the token of {source}"
-        self.user = self._api.get_config_value(self._api.CONFIG_NAME_USER) or ""
+        self.user = self.said(self._api.get_config_value(self._api.CONFIG_NAME_USER) or "")
 
     def __enter__(self) -> "Kaggle":
         import requests
@@ -94,6 +97,13 @@ class Kaggle:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def said(self, text: object) -> str:
+        """What Kaggle says as part of a line: short, without what moves a cursor, and without our credentials."""
+        line, values = " ".join(str(text).split()), self._api.config_values
+        for secret in (values.get(self._api.CONFIG_NAME_KEY), values.get(self._api.CONFIG_NAME_TOKEN), _token()):
+            line = line.replace(secret, "***") if secret else line
+        return re.sub(r"[\x00-\x1f\x7f-\x9f]", "", line)[:200]
 
     def ask(self, place: str, call: Callable[[Any], T]) -> T:
         """What a request that changes nothing answers; it is tried again where Kaggle is busy or the line breaks.
@@ -161,43 +171,15 @@ class Kaggle:
 
         Raises: KaggleError; UserError where the disk is full. What has arrived is kept.
         """
-        import requests
-        from tqdm.auto import tqdm
-
         part, note = path.with_name(path.name + ".part"), path.with_name(path.name + ".part.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         for attempt in range(_ATTEMPTS):
             # Asked anew each time: an address is good for minutes only.
             response = self.ask(place, call)
-            size = int(response.headers.get("Content-Length") or -1)
-            about = {"tag": response.headers.get("ETag") or response.headers.get("Last-Modified"), "size": size}
-            start = part.stat().st_size if about["tag"] and size > 0 and _noted(note) == about and part.exists() else 0
             try:
                 with self._named(place), _room(place, path), contextlib.ExitStack() as stack:
-                    if not attempt:
-                        check(max(size - start, 0))
-                    if 0 < start < size and response.history:
-                        response.close()
-                        span = {"Range": f"bytes={start}-", "If-Range": str(about["tag"])}
-                        response = self._sending.get(response.url, headers=span, stream=True)
-                        response.raise_for_status()
-                    if response.status_code != 206 and start != size:
-                        start = 0
-                        part.write_bytes(b"")
-                        note.write_text(json.dumps(about))
                     stack.callback(response.close)
-                    if start < size or size < 0:
-                        file = stack.enter_context(open(part, "ab"))
-                        bar = stack.enter_context(
-                            tqdm(total=size, initial=start, unit="B", unit_scale=True, disable=None)
-                        )
-                        for block in response.iter_content(1 << 16):
-                            file.write(block)
-                            bar.update(len(block))
-                        file.flush()
-                        os.fsync(file.fileno())
-                    if 0 <= size != part.stat().st_size:
-                        raise requests.ConnectionError("cut short")
+                    self._receive(stack, response, part, note, check)
                 os.replace(part, path)
                 note.unlink(missing_ok=True)
                 return
@@ -205,6 +187,43 @@ class Kaggle:
                 if attempt == _ATTEMPTS - 1 or (error.status and error.status not in _BUSY):
                     raise
                 time.sleep(0.5 * 2**attempt)
+
+    def _receive(
+        self, stack: contextlib.ExitStack, response: Any, part: Path, note: Path, check: Callable[[int], None]
+    ) -> None:
+        """Fill `part` with a response's body, or with the rest of it where its beginning has arrived before."""
+        import requests
+        from tqdm.auto import tqdm
+
+        size = _length(response)
+        about = {"tag": response.headers.get("ETag") or response.headers.get("Last-Modified"), "size": size}
+        start = part.stat().st_size if about["tag"] and size > 0 and _noted(note) == about and part.exists() else 0
+        # What comes in reply to the question itself has no address of its own where the rest could be had.
+        if start > size or (start < size and not response.history):
+            start = 0
+        check(max(size - start, 0))
+        if 0 < start < size:
+            response.close()
+            span = {"Range": f"bytes={start}-", "If-Range": str(about["tag"])}
+            response = stack.enter_context(self._sending.get(response.url, headers=span, stream=True))
+            if response.status_code != 416:
+                response.raise_for_status()
+            if response.headers.get("Content-Range") != f"bytes {start}-{size - 1}/{size}":
+                part.unlink()
+                raise requests.ConnectionError("not the rest of it")
+        elif not start:
+            part.write_bytes(b"")
+            note.write_text(json.dumps(about))
+        if start != size:
+            bar = tqdm(total=max(size, 0) or None, initial=start, unit="B", unit_scale=True, disable=None)
+            with bar, open(part, "ab") as file:
+                for block in response.iter_content(1 << 16):
+                    file.write(block)
+                    bar.update(len(block))
+                file.flush()
+                os.fsync(file.fileno())
+        if 0 <= size != part.stat().st_size:
+            raise requests.ConnectionError("cut short")
 
     def _sign_in(self, source: str) -> bool:
         api = self._api
@@ -250,10 +269,14 @@ class Kaggle:
             raise
         except requests.HTTPError as error:
             raise self._answered(place, error) from None
+        except requests.exceptions.InvalidSchema:
+            raise KaggleError(
+                f"{place}: led to an address that is not https, or to a proxy of an unknown kind; not followed", 0
+            ) from None
         except requests.RequestException as error:
             raise KaggleError(f"{place}: Kaggle gave no answer ({type(error).__name__}); {AGAIN}", 0) from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            # What a cut reply does to the client.
+        except _NONSENSE as error:
+            # What a cut or strange reply does to the client.
             raise KaggleError(f"{place}: Kaggle's answer makes no sense ({type(error).__name__}); {AGAIN}", 0) from None
 
     def _answered(self, place: str, error: Any) -> KaggleError:
@@ -263,10 +286,10 @@ class Kaggle:
         status, said = response.status_code, ""
         if urlsplit(response.url).hostname != "api.kaggle.com" and status in (400, 401, 403, 404, 410):
             return KaggleError(f"{place}: Kaggle's address for the bytes was refused ({status}); {AGAIN}", 0)
-        with contextlib.suppress(ValueError, AttributeError, requests.RequestException):
-            said = str(response.json().get("message") or "")
+        with contextlib.suppress(requests.RequestException, *_NONSENSE):
+            said = self.said(response.json().get("message") or "")
             status = int(response.json().get("code") or status)
-        said = f" ({' '.join(said.split())[:200]})" if said else ""
+        said = f" ({said})" if said else ""
         who = self._credential or "a call without credentials"
         if status == 401:
             return KaggleError(f"{place}: Kaggle did not take {who}: {_NEW_TOKEN}", status)
@@ -309,19 +332,25 @@ def _bound_all() -> None:
 
 
 def _bound(session: Any, retries: int) -> None:
-    """Give every request of a session a time limit, and as many more attempts."""
+    """Give every request of a session a time limit, and as many more attempts; nothing goes where all can read it."""
     from requests.adapters import HTTPAdapter
+    from requests.exceptions import InvalidSchema
     from urllib3.util.retry import Retry
 
     class Bounded(HTTPAdapter):
         def send(self, request: Any, *args: Any, timeout: Any = None, **kwargs: Any) -> Any:
-            return super().send(request, *args, timeout=timeout or (_CONNECT_SECONDS, _READ_SECONDS), **kwargs)
+            return super().send(request, *args, timeout=timeout or (CONNECT_SECONDS, READ_SECONDS), **kwargs)
+
+    class Refused(HTTPAdapter):
+        def send(self, *_: Any, **__: Any) -> Any:
+            raise InvalidSchema("not https")
 
     again = Retry(
         total=retries, read=min(retries, 2), status_forcelist=_BUSY if retries else (), allowed_methods=None,
         backoff_factor=0.5, respect_retry_after_header=False, raise_on_status=False,
     )  # fmt: skip
     session.mount("https://", Bounded(max_retries=again))
+    session.mount("http://", Refused())
 
 
 def _arrived(session: Any, url: str, size: int) -> int | None:
@@ -331,6 +360,21 @@ def _arrived(session: Any, url: str, size: int) -> int | None:
         return int(reply.headers["Range"].rpartition("-")[2]) + 1 if "Range" in reply.headers else 0
     reply.raise_for_status()
     return None
+
+
+def _length(response: Any) -> int:
+    """How many bytes a response's body has; -1 where it does not tell, or is packed on its way."""
+    told = response.headers.get("Content-Length") or ""
+    return int(told) if re.fullmatch(r"[0-9]{1,18}", told) and not response.headers.get("Content-Encoding") else -1
+
+
+def _token() -> str:
+    """The token that the client finds; empty where there is none."""
+    from kagglesdk.kaggle_env import get_access_token_from_env
+
+    with contextlib.suppress(OSError, ValueError):
+        return get_access_token_from_env()[0] or ""
+    return os.environ.get("KAGGLE_API_TOKEN") or ""
 
 
 def _token_source() -> str:

@@ -1,12 +1,11 @@
 """Where things lie on Kaggle: `kaggle:owner/slug` and `kaggle:owner/model/framework/variation`."""
 
 import contextlib
-import io
 import os
 import re
 import shutil
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -107,8 +106,14 @@ def state(kaggle: Kaggle, place: Place) -> str:
     return kaggle.ask(str(place), lambda c: c.datasets.dataset_api_client.get_dataset_status(asked)).status.name.lower()
 
 
-def download(kaggle: Kaggle, place: Place, folder: Path) -> list[str]:
+def download(kaggle: Kaggle, place: Place, folder: Path, ours: Collection[str] = ()) -> list[str]:
     """Fetch the files of one version (`place.version`) into a folder, checked by their archive.
+
+    Args:
+        kaggle: Signed in.
+        place: With its version.
+        folder: Made if need be.
+        ours: Names in it that are not for the archive to give.
 
     Returns: their names.
     Raises: KaggleError; UserError where the archive arrived damaged twice, or is hostile.
@@ -119,7 +124,7 @@ def download(kaggle: Kaggle, place: Place, folder: Path) -> list[str]:
         if not packed.is_file():
             kaggle.download(str(place), lambda client: _archive(client, place, ""), packed, fits(folder, str(place)))
         try:
-            names = unpack(packed, folder)
+            names = unpack(packed, folder, ours=(*ours, *notes_of(packed)))
         except NoRoom:
             raise
         except UserError as error:
@@ -133,13 +138,34 @@ def download(kaggle: Kaggle, place: Place, folder: Path) -> list[str]:
 
 
 def read(kaggle: Kaggle, place: Place, name: str) -> bytes:
-    """One small file of a version. Raises KaggleError, with status 404 where there is none."""
-    data = kaggle.ask(f"{place}/{name}", lambda client: _archive(client, place, name).content)
+    """One small file of a version, or the beginning of a large one.
+
+    Raises: KaggleError, with status 404 where there is none.
+    """
+
+    def begin(client: Any) -> bytes:
+        data = b""
+        with contextlib.closing(_archive(client, place, name)) as response:
+            for block in response.iter_content(1 << 16):
+                data += block
+                if len(data) > _SMALL_BYTES:
+                    break
+        return data
+
+    data = kaggle.ask(f"{place}/{name}", begin)
     if data[:2] == b"PK":
-        # Kaggle packs some single files.
-        with contextlib.suppress(zipfile.BadZipFile, KeyError), zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return archive.read(name) if archive.getinfo(name).file_size < _SMALL_BYTES else b""
+        # Kaggle packs some single files, under the last part of their name.
+        with contextlib.suppress(UserError, FileNotFoundError), tempfile.TemporaryDirectory() as folder:
+            packed, out = Path(folder, "packed"), Path(folder, "out")
+            packed.write_bytes(data)
+            unpack(packed, out)
+            return (out / name.rpartition("/")[2]).read_bytes()
     return data
+
+
+def notes_of(file: Path) -> list[str]:
+    """The names, in its folder, of a download and of what is noted of it."""
+    return [file.name, f"{file.name}.part", f"{file.name}.part.json"]
 
 
 def resolve(address: str, env: Mapping[str, str] | None = None, root: Path = Path("/")) -> str:

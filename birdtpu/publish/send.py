@@ -74,7 +74,8 @@ def publish(
         folder = Path(temporary, "release")
         folder.mkdir()
         manifest = release.stage(run, folder, address=str(place), licence=licence)
-        with Kaggle() as kaggle:
+        # Two at once would each find the version missing, and make it.
+        with storage.locked(run.folder), Kaggle() as kaggle:
             before = _settled(kaggle, place, wait_seconds)
             # What an earlier call could not see through, and may still come.
             pending = _Pending(run, place, manifest)
@@ -191,7 +192,7 @@ def _create(kaggle: Kaggle, place: Place, request: Any) -> None:
     if not place.framework and not refused and (answer.status or "").lower() != "ok":
         refused = f"status {answer.status}"
     if refused:
-        raise KaggleError(f"{place}: Kaggle made no version ({refused})", 400)
+        raise KaggleError(f"{place}: Kaggle made no version ({kaggle.said(refused)})", 400)
 
 
 def _dataset_request(place: Place, before: int, files: list[Any], about: dict[str, Any], notes: str, card: str) -> Any:
@@ -240,7 +241,7 @@ def _model_request(
         page.is_private = about["private"]
         made = kaggle.make(str(place), lambda client: client.models.model_api_client.create_model(page))
         if made.error:
-            raise KaggleError(f"{place}: Kaggle made no model ({made.error})", 400) from None
+            raise KaggleError(f"{place}: Kaggle made no model ({kaggle.said(made.error)})", 400) from None
     body = fill(
         ApiCreateModelInstanceRequestBody(),
         instance_slug=place.variation,

@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from birdtpu import storage
 from birdtpu.archive import NoRoom, unpack
@@ -24,11 +23,12 @@ _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 def fetch(source: str, folder: PathLike) -> int:
     """Download a competition's files, or a data set's, into a folder that `prepare` reads.
 
-    An interrupted call goes on where it was; one for a folder that is whole does nothing.
+    An interrupted call goes on where it was, with the same version of a data set; one for a folder that is whole does
+    nothing.
 
     Args:
         source: A competition's name as in its address, or `kaggle:owner/slug`.
-        folder: Made if need be.
+        folder: Made if need be. Files that stand there before the first call are nobody's to overwrite.
 
     Returns: how many files were fetched.
     Raises: UserError where the folder holds something else, the disk is too small or the archive is hostile;
@@ -43,21 +43,51 @@ def fetch(source: str, folder: PathLike) -> int:
             f"{source}: no competition; give its name as in its address (birdclef-2026), or kaggle:owner/slug"
         )
     with storage.locked(home):
-        held = _fetched(home)
-        if held and held["source"] != source:
-            raise UserError(f"{home}: holds {held['source']}; give another folder")
-        if held and held["files"]:
-            return int(held["files"])
+        note = _Note(home, source)
+        if note.files:
+            return note.files
         # From the first byte on the folder is this one's.
-        storage.write_text(home / DONE, json.dumps({"source": source, "files": 0}) + "\n")
+        note.write()
         try:
             with Kaggle(anonymous=place is not None) as kaggle:
-                names = _competition(kaggle, source, home) if place is None else _data_set(kaggle, place, home)
+                names = _competition(kaggle, source, home) if place is None else _data_set(kaggle, place, home, note)
         finally:
             if [path.name for path in home.iterdir()] == [DONE]:
                 (home / DONE).unlink()
-        storage.write_text(home / DONE, json.dumps({"source": source, "files": len(names)}) + "\n")
+        note.files = len(names)
+        note.write()
     return len(names)
+
+
+class _Note:
+    """What a folder tells of itself.
+
+    Attributes:
+        files: How many there are when it is whole; else 0.
+        version: Of a data set, once it was begun with; else 0.
+
+    Raises: UserError where the folder is for something else, or has files that nobody fetched.
+    """
+
+    def __init__(self, folder: Path, source: str) -> None:
+        self._folder, self._source = folder, source
+        self.files = self.version = 0
+        try:
+            held = json.loads((folder / DONE).read_text("utf-8"))
+            self.files, self.version = int(held["files"]), int(held.get("version", 0))
+            begun = str(held["source"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            if other := next((path.name for path in folder.iterdir() if path.name[0] != "."), None):
+                raise UserError(f"{folder}: holds {other}, which was not fetched; give an empty folder") from None
+            return
+        if begun != source:
+            raise UserError(f"{folder}: holds {begun}; give another folder")
+
+    def write(self) -> None:
+        version = {"version": self.version} if self.version else {}
+        storage.write_text(
+            self._folder / DONE, json.dumps({"source": self._source, "files": self.files, **version}) + "\n"
+        )
 
 
 def submit(competition: str, file: PathLike, message: str = "") -> str:
@@ -95,7 +125,7 @@ def submit(competition: str, file: PathLike, message: str = "") -> str:
             answer = kaggle.make(
                 competition, lambda c: c.competitions.competition_api_client.create_submission(request)
             )
-            return answer.message or "sent"
+            return kaggle.said(answer.message or "sent")
         except KaggleError as error:
             if not error.unknown:
                 raise
@@ -122,11 +152,22 @@ def _submitted(kaggle: Kaggle, competition: str) -> dict[int, str]:
     return {submission.ref: submission.description or "" for submission in found.submissions}
 
 
-def _data_set(kaggle: Kaggle, place: places.Place, folder: Path) -> list[str]:
-    version = place.version or places.latest_version(kaggle, place)
+def _data_set(kaggle: Kaggle, place: places.Place, folder: Path, note: _Note) -> list[str]:
+    # Some files may be there already, and those of two versions are no data set.
+    begun = note.version
+    version = place.version or begun or places.latest_version(kaggle, place)
     if not version:
         raise UserError(f"{place}: not there, or not yours to read; look at {place.url}")
-    return places.download(kaggle, place.at(version), folder)
+    note.version = version
+    note.write()
+    try:
+        return places.download(kaggle, place.at(version), folder, ours=[DONE])
+    except KaggleError as error:
+        if error.status not in (403, 404) or not begun or place.version:
+            raise
+        raise KaggleError(
+            f"{error}; {folder} was begun with this version: remove it, and fetch the last one", error.status
+        ) from None
 
 
 def _competition(kaggle: Kaggle, name: str, folder: Path) -> list[str]:
@@ -144,7 +185,7 @@ def _competition(kaggle: Kaggle, name: str, folder: Path) -> list[str]:
                 places.fits(folder, name),
             )
     try:
-        names = unpack(packed, folder, say=_bar)
+        names = unpack(packed, folder, ours=(DONE, *places.notes_of(packed)), say=_bar)
     except NoRoom:
         raise
     except UserError:
@@ -165,15 +206,6 @@ def _rules(competition: str) -> Iterator[None]:
             raise
         where = f"https://www.kaggle.com/competitions/{competition}/rules"
         raise KaggleError(f"{error} Accept its rules at {where}", 403) from None
-
-
-def _fetched(folder: Path) -> dict[str, Any]:
-    """What a folder was begun with, and its files when it is whole (else 0); empty where it is nobody's."""
-    try:
-        held = json.loads((folder / DONE).read_text("utf-8"))
-        return {"source": str(held["source"]), "files": int(held["files"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
 
 
 def _bar(members: Iterable, count: int) -> Iterable:

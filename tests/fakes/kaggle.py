@@ -1,12 +1,17 @@
 """Kaggle in memory: data sets, models and competitions with their versions, and uploads that can be taken up again."""
 
+import contextlib
 import hashlib
 import io
 import json
+import os
 import re
+import time
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.fakes.server import Failure, Reply, Request, Server
 
@@ -59,6 +64,7 @@ class FakeKaggle:
         creations: The bodies of all requests that made something, in their order.
         lag: `unseen` of new versions.
         refused: RPCs that are answered by 403.
+        packs: Whether a single file comes zipped.
     """
 
     def __init__(self) -> None:
@@ -69,6 +75,7 @@ class FakeKaggle:
         self.creations: list[tuple[str, dict]] = []
         self.lag = 0
         self.refused: set[str] = set()
+        self.packs = False
         self._blobs: dict[str, Blob] = {}
         self._files: dict[str, bytes] = {}
 
@@ -196,7 +203,11 @@ class FakeKaggle:
         files = versions[number - 1].files
         if name and name not in files:
             raise Failure(404, "no such file")
-        return self._redirect(name or "archive", files[name] if name else pack(files))  # type: ignore[operator]
+        if not name:
+            return self._redirect("archive", pack(files))  # type: ignore[operator]
+        if self.packs:
+            return self._redirect(f"{name}.zip", zipped({name.rpartition("/")[2]: files[name]}))
+        return self._redirect(name, files[name])
 
     def _get_model(self, body: dict) -> Reply:
         key = f"{body['ownerSlug']}/{body['modelSlug']}"
@@ -290,6 +301,25 @@ def kaggle(folder: Path) -> tuple[Server, FakeKaggle, dict[str, str]]:
     fake = FakeKaggle()
     server = Server({r"(api|uploads|downloads)\.kaggle\.com": fake}, fake, folder)
     return server, fake, {**server.environment, **private(folder)}
+
+
+@contextlib.contextmanager
+def serving(folder: Path, monkeypatch: Any) -> Iterator[Server]:
+    """The running server, with what stands behind it as `kaggle`, for the client of this process and of its children.
+
+    What a client waits before it tries again is shortened here, not in children.
+    """
+    home, pause = folder / "cloud", time.sleep
+    home.mkdir()
+    server, fake, environment = kaggle(home)
+    for name in [name for name in os.environ if name.startswith("KAGGLE_")]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pause(seconds / 50))
+    with server.running():
+        server.kaggle = fake  # type: ignore[attr-defined]
+        yield server
 
 
 def private(folder: Path) -> dict[str, str]:

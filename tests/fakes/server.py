@@ -11,7 +11,6 @@ import re
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -62,6 +61,7 @@ class Fault:
         kind: A status such as `503`; `drop` (the connection ends before anything is done), `lost` (it is done, but the
             reply never comes), `truncate` (half of the reply), `flip` (one bit of the reply's body), `flip-sent` (one
             bit of what was sent).
+        reply: What is answered instead of the service, whatever the kind.
     """
 
     kind: str
@@ -69,6 +69,7 @@ class Fault:
     at: int = 1
     times: int = 1
     seen: int = 0
+    reply: Reply | None = None
 
     def strikes(self, line: str) -> bool:
         if not re.search(self.match, line):
@@ -139,7 +140,10 @@ class Server:
             struck = [fault for fault in self.faults if fault.strikes(request.line)]
         kind = struck[0].kind if struck else ""
         if self.latency_seconds:
-            time.sleep(self.latency_seconds)
+            # Not by time.sleep, which tests shorten for the clients.
+            threading.Event().wait(self.latency_seconds)
+        if struck and struck[0].reply:
+            return struck[0].reply, kind
         if kind == "drop":
             return None, kind
         if kind.isdigit():

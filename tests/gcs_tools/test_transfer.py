@@ -1,5 +1,7 @@
 """The real client against a bucket in memory, through TLS and with credentials."""
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -15,6 +17,7 @@ import pytest
 
 import gcs_tools
 from gcs_tools import manifest
+from gcs_tools.__main__ import main
 from tests.fakes.google import CANARIES, google
 from tests.fakes.server import Fault
 
@@ -31,6 +34,9 @@ def cloud(tmp_path, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    # What the client waits before it tries again.
+    pause = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: pause(seconds / 50))
     with server.running():
         server.storage = storage
         yield server
@@ -195,7 +201,9 @@ def test_what_is_not_whole_is_named(cloud, folder, tmp_path):
     assert gcs_tools.verify(URL) == []
 
 
-@pytest.mark.parametrize("name", ["../out", "/tmp/out", "a/../../out", "a\\..\\out", "", "a//b", ".", "a\nb", "\ud800"])
+@pytest.mark.parametrize(
+    "name", ["../out", "/tmp/out", "a/../../out", "a\\..\\out", "", "a//b", ".", "a\nb", "\ud800", ".bashrc", "a\x9bb"]
+)
 def test_a_manifest_leads_nowhere_else(cloud, tmp_path, name):
     body = manifest.to_bytes({name: gcs_tools.Entry(1, "00000000")})
     cloud.storage._store("bucket", f"data/one/{manifest.NAME}", body, {})
@@ -226,7 +234,8 @@ def test_kills_do_no_harm(cloud, folder):
     for moment in (0.9, 1.0, 1.1, 1.2):
         cloud.latency_seconds = 0.05
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(moment)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(moment)
         process.send_signal(signal.SIGKILL)
         process.wait()
         found = cloud.storage.data("bucket")
@@ -236,37 +245,47 @@ def test_kills_do_no_harm(cloud, folder):
     assert sent(cloud) == held(folder) and gcs_tools.verify(URL) == []
 
 
-def run(*arguments: str, **environment: str) -> tuple[int, str, str]:
-    command = [sys.executable, "-m", "gcs_tools", *map(str, arguments)]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **environment}, input="n\n", capture_output=True, text=True
-    )
-    assert not [canary for canary in CANARIES if canary in done.stdout + done.stderr]
-    return done.returncode, done.stdout, done.stderr
+def run(capsys, monkeypatch, *arguments: object) -> tuple[int, str, str]:
+    """The command line in this process, where the clients are imported already; "n" is what it is answered."""
+    monkeypatch.setattr(sys, "argv", ["gcs_tools", *map(str, arguments)])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert not [canary for canary in CANARIES if canary in out + err]
+    return int(ended.value.code or 0), out, err
 
 
-def test_the_command_line(cloud, folder, tmp_path):
-    code, out, err = run("push", folder, URL)
-    assert (code, err) == (0, "") and out == f"9 files, 9 sent (8.1 MiB); {URL} is whole\n"
-    assert run("verify", URL)[:2] == (0, f"{URL} is whole\n")
-    code, out, _ = run("ls", URL)
+def test_the_command_line(cloud, folder, tmp_path, capsys, monkeypatch):
+    command = [sys.executable, "-m", "gcs_tools", "push", folder, URL]
+    done = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"9 files, 9 sent (8.1 MiB); {URL} is whole\n"
+    here = capsys, monkeypatch
+    assert run(*here, "verify", URL)[:2] == (0, f"{URL} is whole\n")
+    code, out, _ = run(*here, "ls", URL)
     assert code == 0 and out.splitlines()[-1] == "10 objects, 8.1 MiB" and "  shards/shard-0.tfrecord" in out
-    assert run("pull", URL, tmp_path / "back")[0] == 0 and held(tmp_path / "back") == held(folder)
+    assert run(*here, "pull", URL, tmp_path / "back")[0] == 0 and held(tmp_path / "back") == held(folder)
     del cloud.storage.objects["bucket", "data/one/empty.csv"]
-    assert run("verify", URL) == (1, "", f"{URL}/empty.csv: missing\n")
-    assert run("rm", URL)[0] == 1 and len(cloud.storage.objects) == 9
-    assert run("rm", URL, "--yes")[:2] == (0, "8 objects removed (8.1 MiB), 0 others left alone\n")
+    assert run(*here, "verify", URL) == (1, "", f"{URL}/empty.csv: missing\n")
+    assert run(*here, "rm", URL)[0] == 1 and len(cloud.storage.objects) == 9
+    assert run(*here, "rm", URL, "--yes")[:2] == (0, "8 objects removed (8.1 MiB), 0 others left alone\n")
 
 
-def test_errors_are_one_line(cloud, folder, tmp_path):
+def test_errors_are_one_line(cloud, folder, tmp_path, capsys, monkeypatch):
     for arguments, said in (
         (["push", tmp_path / "none", URL], "no such folder"),
         (["push", folder, "bucket/x"], "no address of Cloud Storage"),
         (["ls", "gs://nobucket/x"], "gs://nobucket/x: The specified bucket does not exist."),
         (["pull", URL, tmp_path], "no gcs-manifest.json"),
+        (["pull", URL, folder / "large.bin"], "no gcs-manifest.json"),
     ):
-        code, out, err = run(*arguments)
+        code, out, err = run(capsys, monkeypatch, *arguments)
         assert (code, out, err.count("\n")) == (2, "", 1) and said in err, err
+    gcs_tools.push(folder, URL)
+    code, out, err = run(capsys, monkeypatch, "pull", URL, folder / "large.bin")
+    assert (code, out, err.count("\n")) == (2, "", 1) and "large.bin: File exists" in err
 
 
 def test_without_the_client_there_is_one_line(tmp_path):
@@ -277,19 +296,22 @@ def test_without_the_client_there_is_one_line(tmp_path):
     )
 
 
-def test_credentials_that_are_refused_are_named(cloud, folder, tmp_path):
+def test_credentials_that_are_refused_are_named(cloud, folder, tmp_path, capsys, monkeypatch):
+    here = capsys, monkeypatch
     key = json.loads(Path(os.environ["GOOGLE_APPLICATION_CREDENTIALS"]).read_text())
     other = tmp_path / "other" / "credentials.json"
     other.parent.mkdir()
     other.write_text(json.dumps({**key, "refresh_token": "canary-old"}))
-    code, _, err = run("push", folder, URL, GOOGLE_APPLICATION_CREDENTIALS=str(other))
+    cloud.storage.forbidden = True
+    code, _, err = run(*here, "push", folder, URL)
+    assert code == 2 and "no permission by the credentials of GOOGLE_APPLICATION_CREDENTIALS" in err
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(other))
+    code, _, err = run(*here, "push", folder, URL)
     assert code == 2 and err.count("\n") == 1 and f"({other}) was refused or has expired: gcloud auth" in err
     assert "canary" not in err
-    cloud.storage.forbidden = True
-    code, _, err = run("push", folder, URL)
-    assert code == 2 and "no permission by the credentials of GOOGLE_APPLICATION_CREDENTIALS" in err
-    bare = {"GOOGLE_APPLICATION_CREDENTIALS": "", "HOME": str(tmp_path), "CLOUDSDK_CONFIG": str(tmp_path)}
-    code, _, err = run("ls", URL, **bare)
+    for name, value in {"HOME": tmp_path, "CLOUDSDK_CONFIG": tmp_path, "GOOGLE_APPLICATION_CREDENTIALS": ""}.items():
+        monkeypatch.setenv(name, str(value))
+    code, _, err = run(*here, "ls", URL)
     assert code == 2 and "no Google credentials: gcloud auth application-default login" in err
 
 

@@ -19,7 +19,7 @@ from birdtpu.publish.client import Kaggle, KaggleError
 from birdtpu.publish.send import publish, target
 from birdtpu.run import WEIGHTS, Run, open_run
 from tests.fakes import kaggle as fakes
-from tests.fakes.kaggle import CANARIES, Version, kaggle
+from tests.fakes.kaggle import CANARIES, Version, serving
 from tests.fakes.server import Fault
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,16 +29,7 @@ FAST = {"wait_seconds": 20.0, "unconfirmed_seconds": 3.0}
 
 @pytest.fixture
 def cloud(tmp_path, monkeypatch):
-    home = tmp_path / "cloud"
-    home.mkdir()
-    server, fake, environment = kaggle(home)
-    for name in list(os.environ):
-        if name.startswith("KAGGLE_"):
-            monkeypatch.delenv(name)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    with server.running():
-        server.kaggle = fake
+    with serving(tmp_path, monkeypatch) as server:
         yield server
 
 

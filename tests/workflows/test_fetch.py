@@ -1,5 +1,6 @@
 """The real client fetches competitions from a Kaggle in memory and submits to it, whatever goes wrong."""
 
+import contextlib
 import os
 import random
 import re
@@ -14,7 +15,7 @@ from birdtpu.errors import UserError
 from birdtpu.publish.client import KaggleError
 from birdtpu.storage import gone
 from birdtpu.workflows.fetch import fetch, submit
-from tests.fakes.kaggle import CANARIES, Dataset, Version, kaggle, zipped
+from tests.fakes.kaggle import CANARIES, Dataset, Version, serving, zipped
 from tests.fakes.server import Fault
 from tests.test_archive import info, zip_of
 
@@ -29,16 +30,8 @@ FILES = {
 
 @pytest.fixture
 def cloud(tmp_path, monkeypatch):
-    home = tmp_path / "cloud"
-    home.mkdir()
-    server, fake, environment = kaggle(home)
-    for name in [name for name in os.environ if name.startswith("KAGGLE_")]:
-        monkeypatch.delenv(name)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    fake.competitions[NAME] = zipped(FILES)
-    with server.running():
-        server.kaggle = fake
+    with serving(tmp_path, monkeypatch) as server:
+        server.kaggle.competitions[NAME] = zipped(FILES)
         yield server
 
 
@@ -98,7 +91,8 @@ def test_a_fetch_that_was_killed_goes_on(cloud, tmp_path):
     seconds = time.monotonic() - began
     for _ in range(6):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(chance.uniform(0.5, 1.0) * seconds)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(chance.uniform(0.5, 1.0) * seconds)
         process.kill()
         process.wait()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
