@@ -21,7 +21,8 @@ app = typer.Typer(
 )
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name or the path of a .toml file.")]
-RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or kaggle:owner/slug.")]
+# A list, for a line of our own where it is not one.
+OneRun = Annotated[list[str], typer.Argument(metavar="RUN", help="A run folder, or kaggle:owner/slug; one.")]
 RunFolders = Annotated[
     list[str],
     typer.Argument(
@@ -246,7 +247,7 @@ def cross_validate(
 
 @app.command()
 def publish(
-    run: RunFolder,
+    run: OneRun,
     to: Annotated[str, typer.Option(metavar="OWNER/SLUG", help="A Kaggle data set; made if there is none.")],
     model: Annotated[bool, typer.Option("--model", help="A Kaggle model instead: OWNER/MODEL.")] = False,
     title: Annotated[str | None, typer.Option(help="6 to 50 characters; default: the slug's words.")] = None,
@@ -254,29 +255,27 @@ def publish(
     public: Annotated[bool, typer.Option("--public", help="Show to everybody what is made the first time.")] = False,
 ) -> None:
     """Publish a run's weights, recipe and scores as a new version on Kaggle."""
-    from birdtpu.publish.places import resolve
     from birdtpu.publish.send import publish as call
-    from birdtpu.run import open_run
+    from birdtpu.workflows.members import open_one
 
-    done = call(open_run(resolve(run)), to, model=model, title=title, licence=licence, public=public)
+    done = call(open_one(run, "publish"), to, model=model, title=title, licence=licence, public=public)
     typer.echo(f"{done.place}: {'there and whole' if done.sent else 'there already, nothing was sent'}")
     typer.echo(f"birdtpu predict {done.place} recordings/ --output timelines/")
 
 
 @app.command()
 def bundle(
-    run: RunFolder,
+    run: OneRun,
     to: Annotated[str, typer.Option(metavar="OWNER/SLUG", help="The data set that it shall be.")],
     competition: Annotated[str, typer.Option(help="Whose recordings are scored: its name as in its address.")],
     output: Annotated[str, typer.Option(metavar="DIR", help="For dataset/ and kernel/.")],
 ) -> None:
     """Write what a Kaggle notebook without internet needs to predict."""
     from birdtpu.publish.bundle import bundle as call
-    from birdtpu.publish.places import resolve
     from birdtpu.publish.send import check_limits, target
-    from birdtpu.run import open_run
+    from birdtpu.workflows.members import open_one
 
-    opened = open_run(resolve(run))
+    opened = open_one(run, "bundle")
     place = target(to, False, opened.recipe.name)
     check_limits(place)
     data, kernel = call(opened, output, place, competition=competition)

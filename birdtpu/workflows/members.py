@@ -28,6 +28,23 @@ def open_members(runs: Runs) -> list[Run]:
     return found
 
 
+def open_one(paths: Sequence[str], command: str) -> Run:
+    """The one run that a command takes, opened.
+
+    Raises: UserError where several are given, or a cross-validation, or none.
+    """
+    if len(paths) > 1:
+        raise UserError(f"{command} takes one run, not {len(paths)} ({', '.join(paths)}); give each its own --to")
+    path = resolve(paths[0])
+    folds = [] if storage.exists(storage.join(path, "run.json")) else _folds(path)
+    if folds:
+        raise UserError(
+            f"{path}: a cross-validation of {len(folds)} folds, but {command} takes one run: {folds[0]}, or one that "
+            "birdtpu train made without --fold"
+        )
+    return open_run(path)
+
+
 def split_arguments(paths: Sequence[str]) -> tuple[list[str], list[str]]:
     """The runs and the audio of `RUN... AUDIO...`.
 

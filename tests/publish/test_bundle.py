@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,8 +20,11 @@ from birdtpu.errors import UserError
 from birdtpu.publish import release
 from birdtpu.publish.bundle import CARRIED, PYTHONS, bundle, own_wheel
 from birdtpu.publish.places import parse
+from birdtpu.run import open_run
 
 IMAGE = ("numpy", "pandas", "tensorflow-cpu", "keras", "soundfile", "librosa", "pip")
+# One of them is always said to sing, the other never.
+CHOSEN = {"eurbla": 0.0, "eurrob1": 1.0}
 ROWS = [f"{file}_{end}" for file in ("BC_1", "BC_2") for end in (5, 10)]
 
 # Finds nothing but what the image has, the standard library and what lies in the script's own folder; no network.
@@ -72,12 +76,16 @@ def made(run, tmp_path_factory):
         if not os.environ.get("HTTPS_PROXY") and not os.environ.get("PIP_INDEX_URL"):
             pytest.skip("no package index to fetch wheels from")
     output = tmp_path_factory.mktemp("bundle")
+    shutil.copytree(run.folder, output / "run")
+    run = open_run(output / "run")
+    run.save_thresholds(run.recipe.predict.head, CHOSEN)
     return bundle(run, output, parse("me/dawn-chorus"), competition="birdclef-2026")
 
 
 def test_it_holds_the_release_and_wheels_for_every_python(made, run):
     data, kernel = made
     assert release.check(data) == [] and birdtpu.load(data).classes == run.classes
+    assert dict(zip(run.classes.codes, birdtpu.load(data).thresholds, strict=True)) == CHOSEN
     content = json.loads((data / "birdtpu-bundle.json").read_text())
     names = content["wheels"]
     assert sorted(path.name for path in data.glob("*.whl")) == names
@@ -112,8 +120,10 @@ def test_its_script_writes_a_valid_submission(made, run, tmp_path, there):
     environment = {
         **os.environ, "PYTHONPATH": str(tmp_path / "guard"), "GUARD_ALLOWED": ",".join(sorted(allowed)),
         "BIRDTPU_INPUT": str(tmp_path / "input"), "BIRDTPU_SITE": str(tmp_path / "site"), "TF_CPP_MIN_LOG_LEVEL": "2",
+        "TMPDIR": str(tmp_path / "tmp"),
     }  # fmt: skip
-    (tmp_path / "working").mkdir()
+    for name in ("working", "tmp"):
+        (tmp_path / name).mkdir()
     command = [sys.executable, str(made[1] / "predict.py")]
     done = subprocess.run(command, cwd=tmp_path / "working", env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -121,6 +131,9 @@ def test_its_script_writes_a_valid_submission(made, run, tmp_path, there):
     assert list(filled.columns) == list(sample.columns) and list(filled["row_id"]) == ROWS
     scores = filled[list(run.classes.codes)].to_numpy()
     assert ((scores >= 0) & (scores <= 1)).all() and (scores != 0.5).any() == there
+    # What it predicts beside the submission follows the thresholds that were chosen.
+    tables = [pd.read_csv(path) for path in (tmp_path / "tmp").rglob("BC_*.csv")]
+    assert len(tables) == 2 * there and all(set(table["species"]) == {"eurbla"} for table in tables)
 
 
 def test_the_wheel_is_a_wheel(tmp_path):
