@@ -83,7 +83,8 @@ def blend_waveforms(audio: Any, partner: Any, share: Any) -> Any:
 def mix_targets(targets: Any, mask: Any, partner: Any, share: Any, union: bool) -> tuple[Any, Any]:
     """Targets of mixed examples.
 
-    A class is known where it is positive in either example or known in both.
+    A class is known where it is positive in either example or known in both. A soft target beside an unknown one makes
+    it known by as much as it is positive, for of the rest the other example may have any part.
 
     Args:
         targets, mask: `(batch, ..., classes)` in [0, 1]; mask 0 is unknown.
@@ -98,6 +99,6 @@ def mix_targets(targets: Any, mask: Any, partner: Any, share: Any, union: bool) 
     other, other_mask = ops.take(targets, partner, axis=0), ops.take(mask, partner, axis=0)
     positive = ops.maximum(targets * mask, other * other_mask)
     mixed = positive if union else share * targets * mask + (1 - share) * other * other_mask
-    known = ops.maximum(mask * other_mask, ops.cast(positive > 0, "float32"))
+    known = ops.maximum(mask * other_mask, positive)
     alone = ops.cast(share >= 1, "float32")
     return alone * targets + (1 - alone) * mixed, alone * mask + (1 - alone) * known

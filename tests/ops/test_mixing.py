@@ -99,3 +99,16 @@ def test_in_a_silent_example_the_partner_has_its_own_level():
 def test_channels_are_brought_to_unit_energy_each():
     power = np.random.default_rng(6).random((2, 5, 4, 3)).astype(np.float32) * np.float32([1, 1e-3, 1e3])
     np.testing.assert_allclose(numpy(mixing.unit_energy(power)).mean(axis=(1, 2)), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("union", [False, True])
+def test_a_soft_target_beside_an_unknown_one_is_known_by_as_much(union):
+    """Of 0.01 beside an unknown class, all but 0.01 stays unknown; beside a known one all is known."""
+    targets, mask = np.zeros((8, 3), np.float32), np.ones((8, 3), np.float32)
+    targets[0], mask[1] = [0.01, 0.7, 1.0], [0, 0, 0]
+    partner = np.array([1, 0, 3, 2, 5, 4, 7, 6], np.int32)
+    got = mixing.mix_targets(targets, mask, partner, np.full(8, 0.5, np.float32), union)
+    np.testing.assert_allclose(numpy(got[0])[0], targets[0] if union else targets[0] / 2, rtol=1e-6)
+    np.testing.assert_allclose(numpy(got[1])[:2], [targets[0]] * 2, rtol=1e-6)
+    partner[0] = 2
+    assert (numpy(mixing.mix_targets(targets, mask, partner, np.full(8, 0.5, np.float32), union)[1])[0] == 1).all()
