@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from birdtpu import storage
-from birdtpu.data.sources.layouts import EVERY_OTHER
+from birdtpu.data.sources.layouts import EVERY_OTHER, Parsed
 from birdtpu.data.sources.lookup import FOCAL_FOLDERS, AudioFolder, is_audio
-from birdtpu.data.sources.read import fill, join, read_sources
+from birdtpu.data.sources.read import Source, fill, join, read_sources
 from birdtpu.errors import UserError
 from birdtpu.species import ClassList
 
@@ -84,7 +84,28 @@ def read_tables(
     """
     folder = AudioFolder(audio)
     sources, skipped = read_sources(folder, table, layout, taxonomy)
-    home = Path(audio).resolve()
+    return _of_sources(folder, sources, skipped, data_set)
+
+
+def unlabelled_tables(audio: str, *, data_set: str | None = None) -> Tables:
+    """The tables of a folder of recordings of which nothing is known; no table in it and no folder's name is read.
+
+    Args: as `read_tables`.
+    Raises: UserError where the folder is none or holds no recording.
+    """
+    folder = AudioFolder(audio)
+    rows = [
+        {"path": file, "primary_label": "", "secondary_labels": (), "number": ""}
+        for file in folder.files
+        if is_audio(file)
+    ]
+    if not rows:
+        raise UserError(f"{audio}: no recordings in it or below it")
+    return _of_sources(folder, [Source(audio, "unlabelled", Parsed(recordings=rows))], [], data_set)
+
+
+def _of_sources(folder: AudioFolder, sources: list[Source], skipped: list[str], data_set: str | None) -> Tables:
+    home = Path(folder.root).resolve()
     name = data_set or (home.parent.name if home.name in FOCAL_FOLDERS else home.name)
     rows, boxes, names, report = join(sources)
     known = {row["path"] for row in rows} | set(report["unlabelled"])

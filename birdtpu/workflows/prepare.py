@@ -41,6 +41,7 @@ def prepare(
     folds: PathLike | None = None,
     taxonomy: PathLike | None = None,
     workers: int | None = None,
+    unlabelled: bool = False,
     settings: Sequence[str] = (),
 ) -> Report:
     """Decode recordings once, for any number of trainings.
@@ -53,6 +54,7 @@ def prepare(
         folds: A CSV of `filename,fold` to store with the tables.
         taxonomy: A CSV of species codes with scientific names, for tables that have only the latter.
         workers: Processes that decode; None: one a core.
+        unlabelled: Nothing is known of any recording: no table and no folder's name is a label. For `pseudo_label`.
         settings: Changes to the recipe, as `table.key=value`.
 
     Returns: what was done; its `tables` are written beside the shards too (`TABLES_REPORT`).
@@ -63,11 +65,16 @@ def prepare(
     taxonomy = None if taxonomy is None else os.fspath(taxonomy)
     if len(given) > len(folders):
         raise UserError(f"{len(given)} tables for {len(folders)} audio folders: give --table after its --audio")
+    if unlabelled and (table is not None or folds):
+        raise UserError("--unlabelled: the recordings have no labels and no folds; leave --table and --folds away")
     names = _data_set_names(folders)
     parts, homes = [], {}
     for folder, csv, name in zip_longest(folders, given[: len(folders)], names):
         csv = None if csv is None else os.fspath(csv)
-        part = tabling.read_tables(folder, csv, data_set=name, taxonomy=taxonomy)
+        if unlabelled:
+            part = tabling.unlabelled_tables(folder, data_set=name)
+        else:
+            part = tabling.read_tables(folder, csv, data_set=name, taxonomy=taxonomy)
         homes[name] = folder
         parts.append(part)
     merged = tabling.merge_tables(parts) if len(parts) > 1 else parts[0]

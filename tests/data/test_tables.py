@@ -21,6 +21,7 @@ from birdtpu.data.tables import (
     merge_tables,
     rating_weights,
     read_tables,
+    unlabelled_tables,
     write_tables,
 )
 from birdtpu.errors import UserError
@@ -782,3 +783,18 @@ def test_a_damaged_table_is_named(tmp_path, change, message):
     change(tmp_path / "out" / "recordings.csv")
     with pytest.raises(UserError, match=f"recordings.csv: .*{message}"):
         load_tables(str(tmp_path / "out"))
+
+
+def test_a_folder_of_which_nothing_is_known(tmp_path):
+    """No table in it and no folder's name says anything."""
+    audio, _ = tree(tmp_path, "filename,label\n1.wav,wren\n", "1.wav", "owl/XC7 owl.ogg", "owl/notes.txt")
+    (Path(audio) / "train_metadata.csv").write_text("primary_label,filename\nwren,1.wav\n")
+    tables = unlabelled_tables(audio, data_set="quiet")
+    assert rows(tables.recordings, "recording", "data_set", "path", "primary_label", "secondary_labels") == [
+        ("", "quiet", "1.wav", "", ""),
+        ("XC7", "quiet", "owl/XC7 owl.ogg", "", ""),
+    ]
+    assert tables.annotations.empty and tables.species.empty and tables.report["layouts"] == ["unlabelled"]
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match="none: no recordings in it or below it"):
+        unlabelled_tables(str(tmp_path / "none"))

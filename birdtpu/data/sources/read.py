@@ -196,7 +196,7 @@ def _folder_tree(folder: AudioFolder, taxonomy: str | None) -> Source:
     if not species:
         raise UserError(
             f"{folder.root}: no table that names its recordings, and no folder a species; "
-            "give a table with --table, or sort them into folders named by species"
+            "give a table with --table, sort them into folders named by species, or say --unlabelled"
         )
     deeper = {parents[1:] for parents in folders.values() if parents[1:]}
     if len(set(species.values())) == 1 and len(deeper) > 1:
