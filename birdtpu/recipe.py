@@ -118,6 +118,13 @@ class Balance(Section):
     repeat: bool = Field(default=False, description="repeat samples of a species that cutting leaves short")
 
 
+class Pseudo(Section):
+    """Pseudo-labelled clips beside the labelled samples (`train --pseudo`)."""
+
+    ratio: Positive = Field(default=1.0, description="pseudo-labelled samples for each labelled one, in every step")
+    weight: Positive = Field(default=1.0, description="of their loss")
+
+
 class Frontend(Section):
     """Waveform to image."""
 
@@ -350,6 +357,7 @@ class Recipe(Section):
     labels: Labels = Labels()
     folds: Folds = Folds()
     balance: Balance = Balance()
+    pseudo: Pseudo = Pseudo()
     frontend: Frontend = Frontend()
     augment: Augment = Augment()
     model: Model = Model()

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from birdtpu import random
-from birdtpu.data.plan import recordings_of
+from birdtpu.data.plan import PSEUDO, recordings_of
 
 _TURN, _SHARD, _RECORDING, _ROW, _GROUP, _CROP = (
     random.stream(f"order/{name}") for name in ("turn", "shard", "recording", "row", "group", "crop")
@@ -30,7 +30,7 @@ def epoch_rows(
     group of `group` rows that follow each other, counted from the first row of epoch 0, no two are of one recording
     as long as the block has other groups for them, and each source has its even share. (A recording with rows of
     two sources may fail the first rule where no swap inside a source mends it; so may the group that two epochs
-    share.)
+    share.) Pseudo-labelled rows mostly lie in shards of their own: each block gets its even share of them.
 
     Args:
         plan: Columns `section, record, repeats, source`; `repeats` is one number a section.
@@ -38,7 +38,8 @@ def epoch_rows(
         seed: The run's.
         epoch: From 0.
         group: Rows that may be mixed with each other.
-        block_shards: Most shards that are read side by side. More mix better, fewer lie closer together.
+        block_shards: Most shards that are read side by side (beside those of pseudo-labelled rows). More mix better,
+            fewer lie closer together.
 
     Returns: `(samples_per_epoch,)` positions in `plan`, and `(samples_per_epoch,)` which of its section's repeats
         each is. Both int64.
@@ -50,7 +51,8 @@ def epoch_rows(
     recording_key = random.hash32(seed, _RECORDING, epoch, recording)
     shards, shard = np.unique(np.asarray(shard_of_row)[index], return_inverse=True)
     place = np.argsort(np.argsort(random.hash32(seed, _SHARD, epoch, shards), kind="stable"))
-    block = place[shard] * -(-len(shards) // block_shards) // max(1, len(shards))
+    pseudo = plan["source"].to_numpy()[index] == PSEUDO
+    block = _blocks(place[shard], key, pseudo, block_shards)
     by_block = np.lexsort((key, block))
     blocks = np.split(by_block, np.flatnonzero(np.diff(block[by_block])) + 1)
 
@@ -58,14 +60,14 @@ def epoch_rows(
     lead = -epoch * len(index) % group
     out, rows = [], np.empty(0, np.int64)
     for number, more in enumerate(blocks):
-        rows = np.concatenate([rows, more])
+        rows = _evenly(np.concatenate([rows, more]), pseudo)
         # What fills no group waits for the next block.
         whole = len(rows) if number == len(blocks) - 1 else max(0, len(rows) - (len(rows) - lead) % group)
         if not whole:
             continue
         rows, rest = rows[:whole], rows[whole:]
         dealt = rows[np.lexsort((key[rows], recording[rows], recording_key[rows], source[rows]))]
-        group_of = _deal(recording[dealt], source[dealt], lead, group)
+        group_of = _deal(recording[dealt], source[dealt], lead, group, shared=bool(pseudo.any()))
         # Neighbours in the deal share recordings, so the whole groups are permuted too.
         middle = np.arange((whole - lead) // group) + (lead > 0)
         rank = np.arange(group_of.max() + 1)
@@ -122,15 +124,44 @@ def _choose(plan: pd.DataFrame, seed: int, epoch: int) -> tuple[np.ndarray, np.n
     return by_section[first[of] + turn % rows[of]], occurrence
 
 
-def _deal(recording: np.ndarray, source: np.ndarray, lead: int, group: int) -> np.ndarray:
+def _blocks(place: np.ndarray, key: np.ndarray, pseudo: np.ndarray, block_shards: int) -> np.ndarray:
+    """The block of each row, from its shard's place in the epoch.
+
+    The labelled rows' shards make the blocks; each takes as large a part of the pseudo-labelled rows as it has of the
+    labelled ones.
+    """
+    labelled = ~pseudo if not pseudo.all() else pseudo
+    shards, shard = np.unique(place[labelled], return_inverse=True)
+    block = np.zeros(len(place), int)
+    block[labelled] = shard * -(-len(shards) // block_shards) // max(1, len(shards))
+    others = np.flatnonzero(~labelled)
+    if len(others):
+        ends = np.cumsum(np.bincount(block[labelled])) / labelled.sum()
+        others = others[np.lexsort((key[others], place[others]))]
+        block[others] = np.searchsorted(ends[:-1], (np.arange(len(others)) + 0.5) / len(others), side="right")
+    return block
+
+
+def _evenly(rows: np.ndarray, pseudo: np.ndarray) -> np.ndarray:
+    """The rows with the pseudo-labelled ones spread evenly among the others; each kind keeps its order."""
+    when = np.empty(len(rows))
+    for kind in (pseudo[rows], ~pseudo[rows]):
+        when[kind] = (np.arange(kind.sum()) + 0.5) / max(1, kind.sum())
+    return rows[np.argsort(when, kind="stable")]
+
+
+def _deal(recording: np.ndarray, source: np.ndarray, lead: int, group: int, shared: bool) -> np.ndarray:
     """The group of each row: rows in turn to groups of `lead` (if any), then `group` each, then what is left.
 
     Rows of a recording (within a source) stand together, so they go to groups that follow each other, and come back
-    to the first only where they outnumber the groups.
+    to the first only where they outnumber the groups. Where pseudo-labelled rows have a `shared` part in the epoch, a
+    short group takes its rows as evenly from all of them as a whole one.
     """
     sizes = np.diff([0, *range(lead or group, len(recording), group), len(recording)])
     group_of = np.repeat(np.arange(len(sizes)), sizes)
     seat = np.arange(len(group_of)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    if shared:
+        seat = (seat + 0.5) / np.repeat(sizes, sizes)
     out = group_of[np.lexsort((group_of, seat))]
     _part(out, np.unique(recording, return_inverse=True)[1], source)
     return out

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from birdtpu import random, storage
 from birdtpu.data import order, records, shards
-from birdtpu.data.plan import dense_targets, recordings_of
+from birdtpu.data.plan import PSEUDO, dense_targets, recordings_of
 from birdtpu.errors import UserError
 from birdtpu.species import ClassList
 
@@ -53,6 +53,7 @@ def batches(
     frame_hop: int = 0,
     partner: bool = False,
     background: str | Sequence[str] = (),
+    soft: np.ndarray | None = None,
     seed: int = 0,
     start_step: int = 0,
     steps: int | None = None,
@@ -81,6 +82,7 @@ def batches(
         frame_hop: Samples from one frame to the next, of a recipe with a loss on frames; 0: none.
         partner: Give each row a clip of another recording with the same targets too, of the same one where no other is.
         background: Prepared folders; each row gets a clip of any record in them too.
+        soft: `(clips, classes)` float16, the targets of the plan's pseudo-labelled rows; NaN where nothing is known.
         seed: The run's.
         start_step: The first step; those before it are not replayed.
         steps: Step to end before, counted from 0. None: no end in training, else the end of the plan.
@@ -102,6 +104,8 @@ def batches(
     """
     if plan.empty or (training and not order.samples_per_epoch(plan)):
         raise UserError("plan: no row to read")
+    if soft is None and (plan["source"] == PSEUDO).any():
+        raise UserError("plan: some rows have pseudo-labels: give the file that the plan was made with")
     shelf = open_shelf(data)
     place = shelf.table.index.get_indexer(pd.Index(plan["record"]))
     if (place < 0).any():
@@ -139,7 +143,7 @@ def batches(
     dataset = dataset.batch(batch_size, drop_remainder=True)
     if frame_hop:
         dataset = dataset.map(_join_frames(plan, shelf, place, classes, clip_samples, frame_hop))
-    dataset = dataset.map(_join(plan, classes)).prefetch(2)
+    dataset = dataset.map(_join(plan, classes, soft)).prefetch(2)
     options = tf.data.Options()
     options.deterministic = True
     if threads or remote:
@@ -384,23 +388,40 @@ def _from_memory(shelf: Shelf, used: np.ndarray, parallel: int) -> Reader:
     return recall
 
 
-def _join(plan: pd.DataFrame, classes: ClassList) -> Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]:
+def _join(
+    plan: pd.DataFrame, classes: ClassList, soft: np.ndarray | None
+) -> Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]:
     """What the plan says of each row of a batch, in place of its `position` and `real`."""
+    pseudo = plan["source"] == PSEUDO
     # A few sets of labels serve many rows.
-    labels = plan[["targets", "unknown"]]
+    labels = plan[["targets", "unknown"]].mask(pseudo, "")
     sets = labels.drop_duplicates()
     targets, mask = (tf.constant(part) for part in dense_targets(sets, classes))
     kind = pd.MultiIndex.from_frame(sets).get_indexer(pd.MultiIndex.from_frame(labels))
     kind, row = (tf.constant(part, tf.int32) for part in (kind, plan["row"].to_numpy()))
     weight = tf.constant(plan["weight"].to_numpy(), tf.float32)
+    clip = tf.constant(plan["targets"].where(pseudo, "-1").to_numpy().astype(np.int64))
+    scores = None if soft is None else tf.constant(soft, tf.float16)
+
+    def labels_of(position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        label = tf.gather(kind, position)
+        present, known = tf.gather(targets, label), tf.gather(mask, label)
+        if scores is None:
+            return present, known
+        number = tf.gather(clip, position)
+        said = tf.cast(tf.gather(scores, tf.maximum(number, 0)), tf.float32)
+        silent, own = tf.math.is_nan(said), (number >= 0)[:, None]
+        return tf.where(own, tf.where(silent, 0.0, said), present), tf.where(
+            own, 1 - tf.cast(silent, tf.float32), known
+        )
 
     def join(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         position, real = batch.pop("position"), batch.pop("real")
-        label = tf.gather(kind, position)
+        present, known = labels_of(position)
         return {
             **batch,
-            "targets": tf.gather(targets, label),
-            "target_mask": tf.gather(mask, label),
+            "targets": present,
+            "target_mask": known,
             "weight": tf.gather(weight, position) * tf.cast(real, tf.float32),
             "row": tf.gather(row, position),
         }

@@ -7,7 +7,8 @@ than a record, one row a record, of which each epoch takes one in turn.
 What is known of a row stands in two columns of codes joined by `;`. `targets`: the species that are present. `unknown`:
 the species of which nothing is known; where it begins with `*`, nothing is known of any species but the targets and the
 codes after the `*`, which are absent (`*;b`: all unknown but b, which is absent). `source` is `labelled` where that is
-said of the whole recording, `timed` where an annotation says it of this stretch.
+said of the whole recording, `timed` where an annotation says it of this stretch. Where it is `pseudo`, `targets` is the
+number of a clip in a file of pseudo-labels (see `data.pseudo`).
 """
 
 import io
@@ -37,6 +38,7 @@ COLUMNS = {
     "unknown": str,
 }
 STRETCH = ["recording", "start_seconds", "end_seconds"]
+PSEUDO = "pseudo"
 # Pairs of annotations compared at once: bounds the memory of a day-long recording with a row every 5 s.
 PAIRS_AT_ONCE = 10**7
 
@@ -106,7 +108,7 @@ def make_plan(
             "plan: no labelled recording is left to train on: look at the filters, the fold, labels.timed, failures.csv"
         )
 
-    owner, inside = _over_records(joined, records, clip_seconds)
+    owner, inside = over_records(joined, records, clip_seconds)
     plan = joined.drop(columns=["start_seconds", "end_seconds"]).iloc[owner].reset_index(drop=True).join(inside)
     plan = plan.assign(row=np.arange(len(plan)), section=owner)
     return plan[list(COLUMNS)].astype(COLUMNS)
@@ -212,17 +214,18 @@ def load_plan(path: str | os.PathLike) -> pd.DataFrame:
 def plan_report(plan: pd.DataFrame, classes: ClassList) -> str:
     """A text table: recordings, sections and seconds of each species in each role.
 
-    A row counts for every species that is present in it; the line `(none)` has the rows where none is. The last line
-    counts each row once.
+    A row counts for every species that is present in it; the line `(none)` has the rows where none is, `(pseudo)` those
+    with pseudo-labels. The last line counts each row once.
     """
+    species = plan["targets"].where(plan["targets"] != "", "(none)").where(plan["source"] != PSEUDO, "(pseudo)")
     table = plan.assign(
         recording=recordings_of(plan),
         seconds=plan["end_seconds"] - plan["start_seconds"],
-        species=plan["targets"].where(plan["targets"] != "", "(none)").str.split(";"),
+        species=species.str.split(";"),
     )
     one_each = table.explode("species", ignore_index=True)
     used = [role for role in ROLES if (plan["role"] == role).any()]
-    names = [*classes.codes, *(["(none)"] if (plan["targets"] == "").any() else [])]
+    names = [*classes.codes, *(name for name in ("(none)", "(pseudo)") if (species == name).any())]
     lines = {name: [name] for name in [*names, "all"]}
     for role in used:
         for rows, keys in ((one_each, names), (table.assign(species="all"), ["all"])):
@@ -281,10 +284,16 @@ def _overlaps(stretches: pd.DataFrame, rows: pd.DataFrame) -> tuple[np.ndarray, 
     return np.concatenate([i for i, _ in found]), np.concatenate([j for _, j in found])
 
 
-def _over_records(
-    sections: pd.DataFrame, records: pd.DataFrame, clip_seconds: float
-) -> tuple[np.ndarray, pd.DataFrame]:
-    """The section of each row, as a position, and its `record, start_seconds, end_seconds`."""
+def over_records(sections: pd.DataFrame, records: pd.DataFrame, clip_seconds: float) -> tuple[np.ndarray, pd.DataFrame]:
+    """Cut stretches of recordings at their records' ends, as `make_plan` says.
+
+    Args:
+        sections: `recording, start_seconds, end_seconds`.
+        records: Every record of their recordings, sorted by recording and time.
+        clip_seconds: Length of a clip.
+
+    Returns: the section of each row, as a position, and its `record, start_seconds, end_seconds`.
+    """
     record_start, record_seconds = records["start_seconds"].to_numpy(), records["seconds"].to_numpy()
     names, count_of = np.unique(records["recording"].to_numpy(object), return_counts=True)
     recording = np.searchsorted(names, sections["recording"].to_numpy(object))

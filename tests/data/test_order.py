@@ -161,3 +161,32 @@ def test_clip_starts_are_even(section, low, high):
     if high > low:
         spread = (high - low + 1) / np.sqrt(12 * count)
         assert abs(firsts.mean() - (low + high) / 2) < 5 * spread
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(4, 90), st.sampled_from([1, 2, 3]), st.integers(0, 5), st.integers(2, 30))
+def test_pseudo_rows_of_their_own_shards_are_dealt_evenly_to_every_group(labelled, times, epoch, shards):
+    """`times` pseudo-labelled rows for each labelled one: every group of 8 has its share, rounded up or down."""
+    count = labelled * (1 + times)
+    plan, _ = make(np.arange(count), np.where(np.arange(count) < labelled, "labelled", "pseudo"))
+    shard = np.where(np.arange(count) < labelled, np.arange(count) % shards, 100 + np.arange(count) % 17)
+    streams = [order.epoch_rows(plan, shard, seed=2, epoch=epoch + i, block_shards=4)[0] for i in (0, 1)]
+    assert all(sorted(index) == list(range(count)) for index in streams)
+    pseudo = plan["source"].to_numpy()[np.concatenate(streams)] == "pseudo"
+    share = 8 * times / (1 + times)
+    for group in groups(pseudo, epoch * count):
+        if len(group) == 8:
+            # One more or less where a block's rows or an epoch's are no multiple of a group.
+            assert np.floor(share) - 1 <= group.sum() <= np.ceil(share) + 1
+
+
+@pytest.mark.parametrize(("labelled", "shards"), [(400, (23, 60)), (403, (23, 60)), (97, (5, 5)), (1000, (3, 200))])
+def test_half_and_half_is_four_and_four(labelled, shards):
+    """In the group that two epochs share too, whose parts are of two orders."""
+    own = np.arange(2 * labelled) < labelled
+    plan, _ = make(np.arange(2 * labelled), np.where(own, "labelled", "pseudo"))
+    number = np.arange(2 * labelled)
+    shard = np.where(own, number % shards[0], 1000 + number % shards[1])
+    index = np.concatenate([order.epoch_rows(plan, shard, seed=0, epoch=epoch)[0] for epoch in range(5)])
+    pseudo = plan["source"].to_numpy()[index[: len(index) // 8 * 8]].reshape(-1, 8) == "pseudo"
+    assert set(pseudo.sum(axis=1)) == {4}

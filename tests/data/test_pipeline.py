@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from birdtpu.data import order, pipeline, records, shards
+from birdtpu.data.plan import dense_targets
 from birdtpu.errors import UserError
 from birdtpu.species import ClassList
 
@@ -49,9 +50,7 @@ def plan():
             targets, unknown = [("amerob", ""), ("barswa;123", "amerob"), ("", ""), ("123", "*"), ("", "*;barswa")][
                 number % 5
             ]
-            rows.append(
-                (section, f"{name}/00000", start, end, 1 + number % 3, "pseudo" if number % 7 == 0 else "labelled")
-            )
+            rows.append((section, f"{name}/00000", start, end, 1 + number % 3, "labelled"))
             rows[-1] += (0.5 + number % 2, targets, unknown)
     columns = ["section", "record", "start_seconds", "end_seconds", "repeats", "source", "weight", "targets", "unknown"]
     # The rows' numbers are not their positions: a plan's rows of one role are only some of it.
@@ -393,3 +392,41 @@ def test_background_of_another_rate_is_named(folder, plan, tmp_path):
     sounds = write_folder(tmp_path / "sounds", [("N0", 0.9)], rate=2000)
     with pytest.raises(UserError, match=r"background: .* is prepared at 2000 Hz, the data at 1000 Hz"):
         take(folder, plan, 1, background=sounds)
+
+
+def test_pseudo_rows_have_the_targets_of_their_clip(folder, plan):
+    pseudo = pd.Series(np.arange(len(plan)) % 7 == 0)
+    soft = np.random.default_rng(0).random((40, 4)).astype(np.float16)
+    soft[::2, 1] = np.nan
+    number = np.where(pseudo, np.arange(len(plan)) * 7 % 40, 0)
+    mixed = plan.assign(source=np.where(pseudo, "pseudo", "labelled"), unknown=plan["unknown"].where(~pseudo, ""))
+    mixed = mixed.assign(targets=plan["targets"].where(~pseudo, pd.Series(number).astype(str)))
+    with pytest.raises(UserError, match="some rows have pseudo-labels: give the file"):
+        take(folder, mixed, 1)
+    by_row = pd.Series(np.arange(len(plan)), index=plan["row"])
+    seen = 0
+    plain = dense_targets(plan, CLASSES)
+    for batch in take(folder, mixed, 12, soft=soft):
+        for i, row in enumerate(batch["row"]):
+            position = by_row[row]
+            targets, mask = (part[position] for part in plain)
+            if pseudo[position]:
+                said = soft[number[position]].astype(np.float32)
+                targets, mask = np.nan_to_num(said), np.isfinite(said)
+                seen += 1
+            np.testing.assert_array_equal(batch["targets"][i], targets)
+            np.testing.assert_array_equal(batch["target_mask"][i], mask)
+        assert batch["targets"].dtype == batch["target_mask"].dtype == np.float32
+    assert seen > 8
+
+
+def test_the_partner_of_a_pseudo_row_is_its_own_stretch(folder, plan):
+    """What is alike in soft targets is unknown, so no other recording can be a partner."""
+    mixed = plan[plan["record"] != "XC5/00000"].reset_index(drop=True)
+    mixed = mixed.assign(source="pseudo", targets=[str(i) for i in range(len(mixed))], unknown="")
+    soft = np.full((len(mixed), 4), 0.5, np.float16)
+    for batch in take(folder, mixed, 6, partner=True, soft=soft):
+        for audio, row in zip(batch["partner_audio"], batch["row"], strict=True):
+            number = int(mixed.set_index("row").loc[row, "record"][2:-6])
+            samples = audio * 32768 - 100 * number
+            assert samples.min() >= 0 and samples.max() <= 1000 * NAMES[number][1]
