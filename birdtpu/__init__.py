@@ -13,8 +13,10 @@ __version__ = "0.1.0.dev0"
 if TYPE_CHECKING:
     from birdtpu.workflows.cross_validate import cross_validate
     from birdtpu.workflows.evaluate import evaluate
+    from birdtpu.workflows.noisy_student import noisy_student
     from birdtpu.workflows.predict import load, predict
     from birdtpu.workflows.prepare import prepare
+    from birdtpu.workflows.pseudo_label import pseudo_label
     from birdtpu.workflows.thresholds import thresholds
     from birdtpu.workflows.train import train
 
@@ -22,13 +24,18 @@ _HOMES = {
     "cross_validate": "birdtpu.workflows.cross_validate",
     "evaluate": "birdtpu.workflows.evaluate",
     "load": "birdtpu.workflows.predict",
+    "noisy_student": "birdtpu.workflows.noisy_student",
     "predict": "birdtpu.workflows.predict",
     "prepare": "birdtpu.workflows.prepare",
+    "pseudo_label": "birdtpu.workflows.pseudo_label",
     "thresholds": "birdtpu.workflows.thresholds",
     "train": "birdtpu.workflows.train",
 }
 
-__all__ = ["__version__", "cross_validate", "evaluate", "load", "predict", "prepare", "thresholds", "train"]
+__all__ = [
+    "__version__", "cross_validate", "evaluate", "load", "noisy_student", "predict", "prepare", "pseudo_label",
+    "thresholds", "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

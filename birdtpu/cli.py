@@ -36,6 +36,14 @@ InitFrom = Annotated[
     str | None,
     typer.Option(metavar="RUN", help="Begin with this run's weights; its species may be others (kaggle:owner/slug)."),
 ]
+PseudoFile = Annotated[
+    str | None, typer.Option("--pseudo", metavar="FILE", help="Train on these pseudo-labels too (pseudo-label's).")
+]
+Unlabelled = Annotated[
+    list[str] | None, typer.Option(metavar="DIR", help="Where the pseudo-labelled recordings are, if they moved.")
+]
+Strategy = Annotated[str, typer.Option(help="mean, fold_matched, file_max or top1: docs/pseudo-labels.md.")]
+Sure = Annotated[float, typer.Option(min=0, max=1, help="For top1: the least score of the best species.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Change the recipe; may be repeated.")
 ]
@@ -65,6 +73,7 @@ def prepare(
     folds: Annotated[str | None, typer.Option(metavar="CSV", help="Folds to store: filename,fold.")] = None,
     taxonomy: Annotated[str | None, typer.Option(metavar="CSV", help="Codes of scientific names.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that decode; default: one a core.")] = None,
+    unlabelled: Annotated[bool, typer.Option("--unlabelled", help="Nothing is known of what they hold.")] = False,
     strict: Strict = False,
     set_: Settings = None,
 ) -> None:
@@ -72,9 +81,8 @@ def prepare(
     from birdtpu.workflows.prepare import TABLES_REPORT, report_lines
     from birdtpu.workflows.prepare import prepare as run
 
-    report = run(
-        recipe, audio, output, table=table, folds=folds, taxonomy=taxonomy, workers=workers, settings=set_ or ()
-    )
+    options: dict[str, Any] = {"table": table, "folds": folds, "taxonomy": taxonomy, "unlabelled": unlabelled}
+    report = run(recipe, audio, output, workers=workers, settings=set_ or (), **options)
     minutes = report.seconds / 60
     reused = f", {report.reused} files taken over from before" if report.reused else ""
     typer.echo(f"{report.recordings} recordings, {minutes:.1f} min, {report.records} records in {output}{reused}")
@@ -108,6 +116,8 @@ def train(
     run: Annotated[str, typer.Option(metavar="DIR", help="The run folder.")],
     fold: Annotated[str | None, typer.Option(help="Hold this fold out; without it, everything is trained on.")] = None,
     init_from: InitFrom = None,
+    pseudo: PseudoFile = None,
+    unlabelled: Unlabelled = None,
     tpu: Tpu = False,
     backend: Backend = None,
     resume: Annotated[bool, typer.Option(help="Go on from the run's last checkpoint, or begin again.")] = True,
@@ -120,7 +130,8 @@ def train(
     from birdtpu.workflows.train import train as call
 
     saving: dict[str, Any] = {"resume": resume, "save_minutes": save_minutes, "save_steps": save_steps}
-    finished = call(recipe, data, run, fold=fold, init_from=init_from, settings=set_ or (), tpu=tpu, **saving)
+    start: dict[str, Any] = {"init_from": init_from, "pseudo": pseudo, "unlabelled": unlabelled}
+    finished = call(recipe, data, run, fold=fold, settings=set_ or (), tpu=tpu, **start, **saving)
     typer.echo(f"weights, log and curves in {finished.folder}")
 
 
@@ -232,6 +243,8 @@ def cross_validate(
     data: Data,
     run: Annotated[str, typer.Option(metavar="DIR", help="Folder for a run a fold; what is done there stays.")],
     init_from: InitFrom = None,
+    pseudo: PseudoFile = None,
+    unlabelled: Unlabelled = None,
     tpu: Tpu = False,
     backend: Backend = None,
     set_: Settings = None,
@@ -240,9 +253,63 @@ def cross_validate(
     _choose_backend(backend, tpu)
     from birdtpu.workflows.cross_validate import cross_validate as call
 
-    table = call(recipe, data, run, init_from=init_from, settings=set_ or (), tpu=tpu)
+    start: dict[str, Any] = {"init_from": init_from, "pseudo": pseudo, "unlabelled": unlabelled}
+    table = call(recipe, data, run, settings=set_ or (), tpu=tpu, **start)
     shown = table[[column for column in table.columns if not column.endswith(("_low", "_high"))]]
     typer.echo(shown.to_string(index=False, float_format="%.4f", na_rep=""))
+
+
+@app.command("pseudo-label")
+def pseudo_label(
+    run: RunFolders,
+    data: Data,
+    output: Annotated[
+        str, typer.Option(metavar="FILE", help="An .npz; with {fold} in its name one for each run's own student.")
+    ],
+    strategy: Strategy = "mean",
+    power: Annotated[float, typer.Option(help="The targets are raised to it.")] = 1.0,
+    threshold: Sure = 0.5,
+    head: Annotated[str, typer.Option(help="clipwise, segmentwise or attention.")] = "clipwise",
+    weights: Weights = None,
+    hop: Annotated[float | None, typer.Option(metavar="SECONDS", help="Between clips; default: a clip.")] = None,
+    backend: Backend = None,
+) -> None:
+    """Let trained runs label unlabelled recordings for others to learn from."""
+    options: dict[str, Any] = {"strategy": strategy, "power": power, "threshold": threshold, "head": head}
+    options |= {"weights": _numbers(weights), "hop_seconds": hop}
+    _choose_backend(backend)
+    from birdtpu.workflows.pseudo_label import pseudo_label as call
+
+    for path, labels in call(run, data, output, **options).items():
+        typer.echo(f"{path}: {len(labels.clips)} clips of {labels.clips['recording'].nunique()} recordings")
+
+
+@app.command("noisy-student")
+def noisy_student(
+    recipe: RecipeName,
+    data: Data,
+    unlabelled: Annotated[
+        list[str], typer.Option(metavar="DIR", help="Prepared recordings to pseudo-label; may be repeated.")
+    ],
+    run: Annotated[str, typer.Option(metavar="DIR", help="Folder for all rounds; what is done there stays.")],
+    rounds: Annotated[int, typer.Option(min=0, help="Of students, after the first teachers.")] = 1,
+    fold: Annotated[str | None, typer.Option(help="Only this fold.")] = None,
+    student: Annotated[str | None, typer.Option(metavar="RECIPE", help="Of the students; default: RECIPE.")] = None,
+    strategy: Strategy = "mean",
+    power: Annotated[str, typer.Option(metavar="N,N,...", help="A power a round; the last stays.")] = "1",
+    threshold: Sure = 0.5,
+    tpu: Tpu = False,
+    backend: Backend = None,
+    set_: Settings = None,
+) -> None:
+    """Train on labels, pseudo-label, train on both, and again: each fold learns from its own teacher alone."""
+    options: dict[str, Any] = {"rounds": rounds, "fold": fold, "student": student, "strategy": strategy}
+    options |= {"powers": _numbers(power, "--power"), "threshold": threshold, "settings": set_ or (), "tpu": tpu}
+    _choose_backend(backend, tpu)
+    from birdtpu.workflows.noisy_student import noisy_student as call
+
+    table = call(recipe, data, unlabelled, run, **options)
+    typer.echo(table.to_string(index=False, float_format="%.4f", na_rep=""))
 
 
 @app.command()
@@ -401,11 +468,12 @@ def _choose_backend(backend: str | None, tpu: bool = False) -> None:
     os.environ["KERAS_BACKEND"] = chosen or there[0]
 
 
-def _numbers(text: str | None) -> list[float] | None:
+def _numbers(text: str | None, option: str = "--weights") -> list[float] | None:
     try:
         return None if text is None else [float(number) for number in text.split(",")]
     except ValueError:
-        raise UserError(f"--weights {text}: numbers with commas between, one a run, such as 2,1,1") from None
+        one = "a run" if option == "--weights" else "a round"
+        raise UserError(f"{option} {text}: numbers with commas between, one {one}, such as 2,1,1") from None
 
 
 def _summary(result: dict) -> str:

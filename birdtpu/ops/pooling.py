@@ -1,4 +1,4 @@
-"""Attention pooling over segments, segments laid out over frames, and the mean over models."""
+"""Attention pooling over segments, segments laid out over frames, and several models as one."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -56,6 +56,11 @@ def over_frames(segments: Any, frames: int) -> Any:
     """Repeat `(batch, segments, classes)` to `(batch, frames, classes)`: frame i takes floor(i * segments / frames)."""
     index = segment_of_frame(frames, segments.shape[1])
     return ops.take(segments, np.asarray(index), axis=1)
+
+
+def side_by_side(scores: Sequence[Any], columns: Sequence[np.ndarray]) -> Any:
+    """The scores of several models, `(batch, models * classes)`; arguments as `mean_over_models`."""
+    return ops.concatenate([ops.take(each, order, axis=1) for each, order in zip(scores, columns, strict=True)], axis=1)
 
 
 def mean_over_models(scores: Sequence[Any], columns: Sequence[np.ndarray], shares: np.ndarray, combine: str) -> Any:

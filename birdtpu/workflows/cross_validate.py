@@ -9,6 +9,7 @@ import pandas as pd
 
 from birdtpu import metrics, storage
 from birdtpu.data import plan as planning
+from birdtpu.data.pseudo import PseudoLabels
 from birdtpu.errors import UserError
 from birdtpu.evaluation.compare import write_out_of_fold
 from birdtpu.evaluation.evaluate import Evaluation, evaluate_recordings
@@ -32,6 +33,8 @@ def cross_validate(
     run: PathLike,
     *,
     init_from: PathLike | None = None,
+    pseudo: PathLike | None = None,
+    unlabelled: PathLike | Sequence[PathLike] | None = None,
     settings: Sequence[str] = (),
     tpu: bool = False,
 ) -> pd.DataFrame:
@@ -44,6 +47,8 @@ def cross_validate(
             each recording's scores by the run that held it out, and `pooled/` the metrics over them.
         init_from: As for `train`: one run for all folds, or the folder of a cross-validation, whose `fold-K` a fold K
             begins with: then nothing is tested that was trained on.
+        pseudo, unlabelled: As for `train`; `{fold}` in the file's name stands for the fold, whose own teacher shall
+            have made it: then nothing is tested that a teacher was trained on.
         settings: Changes to the recipe.
         tpu: Train on a TPU, and on nothing else.
 
@@ -55,13 +60,18 @@ def cross_validate(
     """
     recipe, folders, run = recipe_of(recipe, settings), data_folders(data), os.fspath(run)
     recordings = with_folds(recipe, open_prepared(recipe, folders).tables.recordings)
-    homes = {fold: storage.join(run, f"fold-{fold}") for fold in _tested_folds(recordings)}
-    finished = [fold for fold, home in homes.items() if _is_finished(home, fold, recipe, folders, recordings)]
+    homes = {fold: storage.join(run, f"fold-{fold}") for fold in tested_folds(recordings)}
+    files = {fold: None if pseudo is None else os.fspath(pseudo).replace("{fold}", fold) for fold in homes}
+    hashes = {fold: path and PseudoLabels.load(path).sha256 for fold, path in files.items()}
+    finished = [
+        fold for fold, home in homes.items() if _is_finished(home, fold, recipe, folders, recordings, hashes[fold])
+    ]
     rows, clips, tested, draws = [], {}, [], []
     for fold, home in homes.items():
         if fold not in finished:
             print(f"fold {fold} of {', '.join(homes)}", flush=True)
-            train(recipe, folders, home, fold=fold, init_from=_of_fold(init_from, fold), tpu=tpu)
+            begin = {"init_from": _of_fold(init_from, fold), "pseudo": files[fold], "unlabelled": unlabelled}
+            train(recipe, folders, home, fold=fold, tpu=tpu, **begin)
         predictor = load(home)
         truth, scored, _ = held_out(predictor, folders)
         known = of_known_species(truth.recordings, predictor.classes)
@@ -91,7 +101,7 @@ def cross_validate(
     return table
 
 
-def _tested_folds(recordings: pd.DataFrame) -> list[str]:
+def tested_folds(recordings: pd.DataFrame) -> list[str]:
     """The folds that are tested in turn.
 
     Raises: UserError where there is none, or one that cannot be tested by itself.
@@ -117,7 +127,9 @@ def _of_fold(init_from: PathLike | None, fold: str) -> str | None:
     return own if is_finished(own) else start
 
 
-def _is_finished(home: str, fold: str, recipe: Recipe, folders: list[str], recordings: pd.DataFrame) -> bool:
+def _is_finished(
+    home: str, fold: str, recipe: Recipe, folders: list[str], recordings: pd.DataFrame, pseudo: str | None
+) -> bool:
     """Whether a fold's run stands already. Raises UserError where it is the run of something else."""
     if not is_finished(home):
         return False
@@ -128,6 +140,8 @@ def _is_finished(home: str, fold: str, recipe: Recipe, folders: list[str], recor
     # Moved data is the same data.
     elif done.info.get("data_crc32c") != data_info(folders)["data_crc32c"]:
         other = f"other data ({', '.join(done.info['data'])}, or what lay there then)"
+    elif done.info.get("pseudo_sha256") != pseudo:
+        other = "other pseudo-labels"
     elif _has_other_folds(done, set(recordings.loc[recordings["fold"] == fold, "recording"])):
         other = "other folds"
     if other:

@@ -56,7 +56,7 @@ class Predictor:
         self.head = ensemble.common_head(runs, head)
         shares, columns = ensemble.shares_of(runs, weights), ensemble.columns_of(runs)
         self.thresholds = ensemble.mean_thresholds(runs, self.head, shares)
-        models = [_model(run) for run in runs]
+        models = [model_of(run) for run in runs]
         self.model = models[0]
         # A single run's scores stay what they are, to the bit.
         mean = partial(mean_over_models, columns=columns, shares=shares, combine=combine)
@@ -168,7 +168,7 @@ def load(
     return Predictor(open_members(run), head, combine, weights)
 
 
-def _model(run: Run) -> Any:
+def model_of(run: Run) -> Any:
     """A run's `SoundEventModel` with its weights."""
     from birdtpu.models.build import SoundEventModel
 

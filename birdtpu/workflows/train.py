@@ -18,6 +18,7 @@ from birdtpu.data import balance as balancing
 from birdtpu.data import folds as folding
 from birdtpu.data import plan as planning
 from birdtpu.data import shards, tables
+from birdtpu.data.pseudo import soft_targets
 from birdtpu.errors import UserError
 from birdtpu.publish.places import data_folders, resolve
 from birdtpu.recipe import Recipe, Train, recipe_of
@@ -26,6 +27,7 @@ from birdtpu.species import ClassList
 from birdtpu.storage import PathLike
 from birdtpu.training.machine import prepare_for_tpu
 from birdtpu.workflows import transfer
+from birdtpu.workflows.pseudo import Pseudo, check_teachers, open_pseudo, with_pseudo
 
 _NO_MEMORY = "the device has no memory for a step: raise train.accumulate, or lower train.batch_size"
 
@@ -52,6 +54,8 @@ def train(
     *,
     fold: str | int | None = None,
     init_from: PathLike | None = None,
+    pseudo: PathLike | None = None,
+    unlabelled: PathLike | Sequence[PathLike] | None = None,
     settings: Sequence[str] = (),
     tpu: bool = False,
     resume: bool = True,
@@ -67,6 +71,8 @@ def train(
         fold: The fold that is held out; None trains on everything.
         init_from: A finished run, its folder or `kaggle:owner/slug`, whose weights this one begins with. Its species
             may be others: those that both know (by scientific name, else by code) keep their rows of the head.
+        pseudo: A file of `pseudo_label`, whose clips are trained on beside the labelled samples.
+        unlabelled: Prepared folders of these clips, where they have moved since.
         settings: Changes to the recipe, as `table.key=value`.
         tpu: Train on a TPU, and on nothing else.
         resume: Go on from the folder's last checkpoint. False: begin again.
@@ -82,7 +88,7 @@ def train(
     if tpu:
         prepare_for_tpu()
     with storage.locked(run):
-        return _train(recipe, folders, run, fold, init_from, tpu, resume, save_minutes, save_steps)
+        return _train(recipe, folders, run, fold, init_from, pseudo, unlabelled, tpu, resume, save_minutes, save_steps)
 
 
 def _train(
@@ -91,6 +97,8 @@ def _train(
     run: str,
     fold: str | int | None,
     init_from: PathLike | None,
+    pseudo_file: PathLike | None,
+    unlabelled: PathLike | Sequence[PathLike] | None,
     tpu: bool,
     resume: bool,
     save_minutes: float,
@@ -105,6 +113,7 @@ def _train(
         checkpoints.clear()
         raise UserError(f"run {run}: holds a finished run; give another folder or remove it")
     prepared = open_prepared(recipe, folders)
+    pseudo = None if pseudo_file is None else open_pseudo(recipe, pseudo_file, unlabelled, open_prepared)
     # Keras stands behind them, and its backend is chosen by now.
     from birdtpu.training.loop import Saving
     from birdtpu.training.step import resolved
@@ -112,12 +121,17 @@ def _train(
 
     accelerator = find_accelerator(tpu)
     knobs = resolved(recipe.train, accelerator.replicas)
-    classes, plan, balance_report = make_plan(recipe, prepared, fold)
+    classes, plan, balance_report = make_plan(recipe, prepared, fold, pseudo)
     info = {"version": __version__, **data_info(folders), "fold": _text(fold), "batch_size": knobs.batch_size}
     start = None if init_from is None else open_run(resolve(os.fspath(init_from)))
+    seen: set[str] = set()
     if start is not None:
         info |= _begun_from(start, recipe, plan)
-        seen = transfer.trained_on(start)
+        seen |= transfer.trained_on(start)
+    if pseudo is not None:
+        info |= pseudo.info()
+        info["optimistic"] = max(check_teachers(pseudo, plan), info.get("optimistic", 0))
+        seen |= pseudo.labels.seen
     draft = Run(run, recipe, classes, info)
     saving = Saving(checkpoints, save_minutes * 60, save_steps, _identity(draft, plan))
 
@@ -127,12 +141,12 @@ def _train(
         storage.sweep(run)
         draft.save()
         planning.save_plan(plan, draft.path("plan.csv"))
-        if start is not None:
+        if seen:
             storage.write_text(draft.path(transfer.SEEN), "".join(f"{name}\n" for name in sorted(seen)))
         storage.write_text(draft.path("balance.csv"), balance_report.to_csv(index=False, lineterminator="\n"))
         print(_plan_and_balance(plan, classes, balance_report), flush=True)
 
-    return _fit(draft, start, knobs, plan, prepared, accelerator, saving, resume, begin)
+    return _fit(draft, start, pseudo, knobs, plan, prepared, accelerator, saving, resume, begin)
 
 
 def _begun_from(start: Run, recipe: Recipe, plan: pd.DataFrame) -> dict[str, Any]:
@@ -158,6 +172,7 @@ def _identity(draft: Run, plan: pd.DataFrame) -> dict[str, Any]:
         "classes": _short_hash("\n".join(draft.classes.codes)),
         "plan": _short_hash(planning.plan_text(plan)),
         "init": draft.info.get("init_sha256"),
+        "pseudo": draft.info.get("pseudo_sha256"),
     }
 
 
@@ -175,6 +190,7 @@ def _check_same(folder: str, before: dict[str, Any], now: dict[str, Any]) -> Non
         "classes": "other classes",
         "plan": "another plan, by another version of birdtpu",
         "init": "another --init-from",
+        "pseudo": "another --pseudo",
     }
     for key, what in names.items():
         if before.get(key) != now[key]:
@@ -237,7 +253,7 @@ def open_prepared(recipe: Recipe, folders: Sequence[str], classes: ClassList | N
 
 
 def make_plan(
-    recipe: Recipe, prepared: Prepared, fold: str | int | None
+    recipe: Recipe, prepared: Prepared, fold: str | int | None, pseudo: Pseudo | None = None
 ) -> tuple[ClassList, pd.DataFrame, pd.DataFrame]:
     """Classes, plan and the balance's report, for one fold."""
     recordings = prepared.tables.recordings
@@ -270,6 +286,8 @@ def make_plan(
         secondary=recipe.labels.secondary,
         weights=weights,
     )
+    if pseudo is not None:
+        plan = with_pseudo(plan, pseudo, recipe, prepared.tables, recordings, roles)
     return classes, plan, report
 
 
@@ -310,6 +328,7 @@ def _model(draft: Run, accelerator: "Accelerator") -> Any:
 def _fit(
     draft: Run,
     start: Run | None,
+    pseudo: Pseudo | None,
     knobs: Train,
     plan: pd.DataFrame,
     prepared: Prepared,
@@ -350,9 +369,11 @@ def _fit(
     # As int16 a clip is half the bytes, in the shards' readers as on the way to the device.
     common = {"classes": draft.classes, "seed": knobs.seed, "pcm16": True, "clips": knobs.instances}
     common["frame_hop"] = recipe.frontend.hop_length if knobs.frame_loss else 0
+    folders = list(dict.fromkeys([*prepared.folders, *(pseudo.folders if pseudo else ())]))
     batches = pipeline.batches(
-        prepared.folders,
+        folders,
         training,
+        soft=soft_targets(pseudo.labels, draft.classes) if pseudo else None,
         clip_samples=recipe.source_samples,
         batch_size=knobs.batch_size // knobs.accumulate,
         start_step=progress.done * knobs.accumulate,
@@ -362,7 +383,7 @@ def _fit(
         **common,
     )
     try:
-        with _named_memory(), pipeline.named_errors(prepared.folders):
+        with _named_memory(), pipeline.named_errors(folders):
             weights = fit(
                 step,
                 batches,

@@ -14,7 +14,7 @@ from birdtpu.recipe import Recipe
 from birdtpu.run import Run
 from birdtpu.species import ClassList
 
-# A recording a line: what the run was begun from has learnt from them.
+# A recording a line: what the run was begun from, or its teachers, have learnt from them.
 SEEN = "seen_before.txt"
 # What the network's weights depend on, but for the classes.
 _SHAPES = ("model.backbone", "model.head", "model.features", "frontend.image_size", "frontend.n_mels")
@@ -106,17 +106,22 @@ def take_over(run: Run, network: Any, classes: ClassList, synonyms: dict[str, st
     return len(pairs)
 
 
-def trained_on(run: Run) -> set[str]:
+def trained_on(run: Run, pseudo: bool = True) -> set[str]:
     """The recordings that a run has learnt from, or chosen its epoch by, itself or through what it was begun from.
 
     Empty where it was published without its plan.
+
+    Args:
+        run: The run.
+        pseudo: Whether those count of which it only had pseudo-labels.
     """
     if not storage.exists(run.path("plan.csv")):
         return set()
     plan = planning.load_plan(run.path("plan.csv"))
     before = run.path(SEEN)
     earlier = storage.read_text(before).split("\n") if storage.exists(before) else []
-    return {*planning.recordings_of(plan[plan["role"] != "test"]), *filter(None, earlier)}
+    counts = (plan["role"] != "test") & (pseudo | (plan["source"] != planning.PSEUDO))
+    return {*planning.recordings_of(plan[counts]), *filter(None, earlier)}
 
 
 def held_out_before(run: Run, plan: pd.DataFrame) -> list[str]:
