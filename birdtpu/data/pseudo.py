@@ -95,6 +95,8 @@ def usable(
 ) -> np.ndarray:
     """Which clips may be trained on: none of a recording that has a label, or whose group has a part that is held out.
 
+    With a column `audio_hash` in the tables, recordings of the same audio are one, whatever their names.
+
     Args:
         clips: Of the pseudo-labels.
         recordings: All that the training has labels of, or holds out.
@@ -108,6 +110,8 @@ def usable(
     group = folding.groups(both)
     held = group.isin(group[both["role"] != "train"])
     labelled = is_labelled(both, annotations)
+    if "audio_hash" in both:
+        labelled |= (both["audio_hash"] != "") & both["audio_hash"].isin(both.loc[labelled, "audio_hash"])
     return ~clips["recording"].isin(set(both.loc[held | labelled, "recording"])).to_numpy()
 
 

@@ -72,7 +72,7 @@ def pseudo_label(
     scores = _scores(members, prepared, records, head, hop)
     common = {"strategy": strategy, "power": power, "threshold": threshold}
     notes = {**common, "version": __version__, "head": head, "hop_seconds": hop / rate, **data_info(folders)}
-    notes["clip_seconds"] = recipe.audio.clip_seconds
+    notes |= {"clip_seconds": recipe.audio.clip_seconds, "weights": weights and list(weights)}
     done = {}
     for path, own in _outputs(members, output).items():
         asked = list(range(len(members))) if own is None or strategy == "fold_matched" else [own]

@@ -113,7 +113,7 @@ def _train(
         checkpoints.clear()
         raise UserError(f"run {run}: holds a finished run; give another folder or remove it")
     prepared = open_prepared(recipe, folders)
-    pseudo = None if pseudo_file is None else open_pseudo(recipe, pseudo_file, unlabelled, open_prepared)
+    pseudo = None if pseudo_file is None else open_pseudo(recipe, pseudo_file, unlabelled, folders, open_prepared)
     # Keras stands behind them, and its backend is chosen by now.
     from birdtpu.training.loop import Saving
     from birdtpu.training.step import resolved

@@ -208,9 +208,11 @@ recording = st.tuples(
     st.sampled_from(["0", "1", None]),
     st.sampled_from([0.0, 0.4]),
     st.integers(0, 5),
+    st.dictionaries(st.integers(0, 7), st.integers(0, 23), max_size=3),
 )
-def test_no_recording_that_is_held_out_or_labelled_gets_a_pseudo_label(labelled, bare, fold, validation, seed):
-    """Whatever the tables, the folds and the file say; nor does one of a recordist and place that are held out."""
+def test_no_recording_that_is_held_out_or_labelled_gets_a_pseudo_label(labelled, bare, fold, validation, seed, copies):
+    """Whatever the tables, the folds and the file say; nor does one of a recordist and place that are held out, nor a
+    copy under another name."""
     rows, boxes, again = [], [], []
     for i, (primary, secondary, annotated, author, both) in enumerate(labelled):
         place = {"author": f"A{author}", "latitude": float(author), "longitude": 1.0} if author else {}
@@ -242,7 +244,9 @@ def test_no_recording_that_is_held_out_or_labelled_gets_a_pseudo_label(labelled,
     clips = pd.DataFrame([(n, s, s + 4.0) for n in dict.fromkeys(names) for s in (0.0, 4.0)], columns=planning.STRETCH)
     labels = PseudoLabels(clips, np.full((len(clips), 2), 0.5, np.float16), ("a", "b"))
     every = pd.concat(tables, ignore_index=True).drop_duplicates("recording")
-    pseudo = Pseudo("p.npz", labels, ["u"], Tables(tables[1], inside[1], species), records(every))
+    pseudo = Pseudo("p.npz", labels, ["u"], Tables(tables[1], inside[1], species), records(every), {})
+    for bare_one, copied in copies.items():
+        pseudo.audio_hash.update({f"S{bare_one}": f"h{copied}", f"R{copied}": f"h{copied}"})
     changes = [f"folds.seed={seed}", f"folds.validation_fraction={validation}", "folds.count=2", "audio.clip_seconds=4"]
     recipe = load_recipe("quickstart", changes)
     prepared = Prepared(["l"], Tables(tables[0], inside[0], species), records(tables[0]))
@@ -263,10 +267,12 @@ def test_no_recording_that_is_held_out_or_labelled_gets_a_pseudo_label(labelled,
     assert taught and set(rows["role"]) == {"train"}
     named = every[(every["primary_label"] != "") | (every["secondary_labels"] != "")]["recording"]
     assert not taught & {*named, *boxes["recording"]}
+    sound = {pseudo.audio_hash.get(name, name) for name in taught}
+    assert not sound & {pseudo.audio_hash.get(name, name) for name in {*named, *boxes["recording"]}}
     held = {*planning.recordings_of(plan[plan["role"] != "train"]), *table["recording"][table["fold"] == (fold or "-")]}
     everyone = pd.concat(tables, ignore_index=True)
     group = groups(everyone)
-    assert not taught & held
+    assert not taught & held and not sound & {pseudo.audio_hash.get(name, name) for name in held}
     assert not set(group[everyone["recording"].isin(taught)]) & set(group[everyone["recording"].isin(held)])
     training = plan[plan["role"] == "train"]
     count = training.groupby("section").agg({"repeats": "first", "source": "first"}).groupby("source")["repeats"].sum()
