@@ -116,3 +116,12 @@ def test_means_over_models_are_independent_of_other_examples(combine):
 def test_an_unknown_way_to_combine_is_named():
     with pytest.raises(ValueError, match="probabilities, logits"):
         pooling.mean_over_models([np.zeros((1, 1))], [np.arange(1)], np.ones(1), "median")
+
+
+def test_models_stand_side_by_side_in_one_order_of_classes():
+    a, b = (np.random.default_rng(seed).random((4, 3)).astype(np.float32) for seed in (1, 2))
+    columns = [np.arange(3), np.array([2, 0, 1])]
+    out = ops.convert_to_numpy(pooling.side_by_side([a, b], columns))
+    np.testing.assert_array_equal(out, np.concatenate([a, b[:, [2, 0, 1]]], axis=1))
+    # An example alone is what it is among others.
+    np.testing.assert_array_equal(ops.convert_to_numpy(pooling.side_by_side([a[:1], b[:1]], columns)), out[:1])
