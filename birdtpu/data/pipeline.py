@@ -401,7 +401,8 @@ def _join(
     kind, row = (tf.constant(part, tf.int32) for part in (kind, plan["row"].to_numpy()))
     weight = tf.constant(plan["weight"].to_numpy(), tf.float32)
     clip = tf.constant(plan["targets"].where(pseudo, "-1").to_numpy().astype(np.int64))
-    scores = None if soft is None else tf.constant(soft, tf.float16)
+    # TensorFlow complains of half floats where the processor has none.
+    scores = None if soft is None else tf.constant(soft.astype(np.float32))
 
     def labels_of(position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         label = tf.gather(kind, position)
@@ -409,7 +410,7 @@ def _join(
         if scores is None:
             return present, known
         number = tf.gather(clip, position)
-        said = tf.cast(tf.gather(scores, tf.maximum(number, 0)), tf.float32)
+        said = tf.gather(scores, tf.maximum(number, 0))
         silent, own = tf.math.is_nan(said), (number >= 0)[:, None]
         return tf.where(own, tf.where(silent, 0.0, said), present), tf.where(
             own, 1 - tf.cast(silent, tf.float32), known
