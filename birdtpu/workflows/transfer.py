@@ -125,11 +125,11 @@ def trained_on(run: Run, pseudo: bool = True) -> set[str]:
 
 
 def held_out_before(run: Run, plan: pd.DataFrame) -> list[str]:
-    """The recordings that a plan holds out although the run was trained on them.
+    """The recordings that a plan tests although the run was trained on them.
 
     Raises: UserError where the run has no plan to tell.
     """
-    held = set(planning.recordings_of(plan[plan["role"] != "train"]))
+    held = set(planning.recordings_of(plan[plan["role"] == "test"]))
     if held and not storage.exists(run.path("plan.csv")):
         raise UserError(
             f"--init-from {run.folder}: was published without its plan, so nobody can tell whether it was trained on "

@@ -132,3 +132,10 @@ def test_another_beginning_is_another_training(prepared, tmp_path):
     same = dict.fromkeys(("recipe", "fold", "data", "batch_size", "classes", "plan"), "a")
     with pytest.raises(UserError, match=r"an interrupted training of another --init-from \(x, not y\)"):
         _check_same("f", {**same, "init": "x"}, {**same, "init": "y"})
+
+
+def test_a_validation_part_is_no_test(prepared, tmp_path):
+    cut = [*TINY, "folds.validation_fraction=0.3"]
+    first = birdtpu.train("quickstart", prepared / "p", tmp_path / "a", fold=0, settings=cut)
+    again = birdtpu.train("quickstart", prepared / "p", tmp_path / "b", fold=0, init_from=first.folder, settings=cut)
+    assert again.info["optimistic"] == 0
