@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from birdtpu.cli import main
 from birdtpu.errors import UserError
 from birdtpu.publish.client import KaggleError
 from birdtpu.storage import gone
@@ -136,12 +137,14 @@ def test_a_bucket_is_no_folder(tmp_path):
 
 
 @pytest.mark.parametrize("token", ["canary" + "a" * 300, "canary-with\nnewline", "canary-ünï"])
-def test_what_is_no_token_is_not_shown(cloud, tmp_path, token):
-    environment = {**os.environ, "KAGGLE_API_TOKEN": token}
-    command = [sys.executable, "-m", "birdtpu", "fetch", NAME, "--output", str(tmp_path / "in")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert done.returncode == 2 and re.fullmatch(r"birdtpu: .*token of KAGGLE_API_TOKEN.*\n", done.stderr), done.stderr
-    assert "canary" not in done.stdout + done.stderr
+def test_what_is_no_token_is_not_shown(cloud, tmp_path, capsys, monkeypatch, token):
+    monkeypatch.setenv("KAGGLE_API_TOKEN", token)
+    monkeypatch.setattr(sys, "argv", ["birdtpu", "fetch", NAME, "--output", str(tmp_path / "in")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and re.fullmatch(r"birdtpu: .*token of KAGGLE_API_TOKEN.*\n", err), err
+    assert "canary" not in out + err
 
 
 def test_a_hostile_archive_writes_nothing(cloud, tmp_path):
