@@ -33,8 +33,8 @@ def _no_credential_is_written(request: pytest.FixtureRequest) -> Generator[None]
         for path in request.node.funcargs["tmp_path"].rglob("*"):
             # Google's clients read theirs from this file, which the fixture made.
             if path.is_file() and path.name != "credentials.json":
-                data = path.read_bytes()
-                assert not [secret for secret in CANARIES if secret.encode() in data], path
+                # What they all have, so that large files are searched once.
+                assert b"canary" not in path.read_bytes(), path
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

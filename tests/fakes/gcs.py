@@ -79,6 +79,11 @@ class FakeStorage:
         found = sorted(self.objects.items())
         return {name: o.data for (b, name), o in found if b == bucket and name.startswith(prefix)}
 
+    def restore(self, objects: dict[tuple[str, str], Object]) -> None:
+        """Hold what another one held; what is written from now on has later generations."""
+        self.objects = dict(objects)
+        self._generations = itertools.count(1 + max(found.generation for found in objects.values()))
+
     def _route(self, request: Request) -> Reply:
         path = request.path
         if match := re.fullmatch(r"/(?:resumable/)?upload/storage/v1/b/([^/]+)/o", path):

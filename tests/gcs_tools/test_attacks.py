@@ -16,9 +16,9 @@ import pytest
 import gcs_tools
 from gcs_tools import manifest
 from tests.fakes.server import Fault, Reply
-from tests.gcs_tools.test_transfer import ROOT, URL, cloud, folder, held, run, sent
+from tests.gcs_tools.test_transfer import ROOT, URL, cloud, folder, held, pushed, run, sent
 
-__all__ = ["cloud", "folder"]
+__all__ = ["cloud", "folder", "pushed"]
 JSON = {"Content-Type": "application/json"}
 
 
@@ -41,20 +41,18 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("name", STRANGE)
-def test_a_strange_list_is_one_line(cloud, folder, name):
-    gcs_tools.push(folder, URL)
+def test_a_strange_list_is_one_line(cloud, pushed, name):
     cloud.faults.append(Fault("", "GET .*/o ", times=99, reply=STRANGE[name]))
-    for call in (gcs_tools.ls, gcs_tools.verify, lambda url: gcs_tools.push(folder, url, deadline_seconds=2)):
+    for call in (gcs_tools.ls, gcs_tools.verify, lambda url: gcs_tools.push(pushed, url, deadline_seconds=2)):
         with pytest.raises(gcs_tools.TransferError) as caught:
             call(URL)
         said = str(caught.value)
         assert said.startswith(URL) and not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in said)
     cloud.faults.clear()
-    assert gcs_tools.verify(URL) == [] and sent(cloud) == held(folder)
+    assert gcs_tools.verify(URL) == [] and sent(cloud) == held(pushed)
 
 
-def test_a_list_that_never_ends_is_given_up(cloud, folder):
-    gcs_tools.push(folder, URL)
+def test_a_list_that_never_ends_is_given_up(cloud, pushed):
     pages = cloud.storage._list
 
     def again(bucket, query):
@@ -130,8 +128,7 @@ def test_links_that_lead_nowhere_or_round_are_named(cloud, folder, tmp_path):
     assert not cloud.storage.objects
 
 
-def test_a_disk_that_fills_is_told_and_leaves_no_part(cloud, folder, tmp_path):
-    gcs_tools.push(folder, URL)
+def test_a_disk_that_fills_is_told_and_leaves_no_part(cloud, pushed, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
     try:
@@ -142,14 +139,13 @@ def test_a_disk_that_fills_is_told_and_leaves_no_part(cloud, folder, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list((tmp_path / "back").rglob(".*")) and not (tmp_path / "back" / "manifest.json").exists()
-    assert gcs_tools.pull(URL, tmp_path / "back").moved < 9 and held(tmp_path / "back") == held(folder)
+    assert gcs_tools.pull(URL, tmp_path / "back").moved < 9 and held(tmp_path / "back") == held(pushed)
 
 
-def test_two_pulls_do_not_share_a_folder(cloud, folder, tmp_path):
+def test_two_pulls_do_not_share_a_folder(cloud, pushed, tmp_path):
     """Else one would sweep away what the other one fetches."""
     import fcntl
 
-    gcs_tools.push(folder, URL)
     back = tmp_path / "back"
     (back / "shards").mkdir(parents=True)
     mine = back / "shards" / ".shard-1.tfrecord.0123abcd.tmp"
@@ -163,7 +159,7 @@ def test_two_pulls_do_not_share_a_folder(cloud, folder, tmp_path):
     # What a kill left is swept, and nothing else.
     (back / ".mine.tmp").write_bytes(b"mine")
     gcs_tools.pull(URL, back)
-    assert held(back) == held(folder) and [path.name for path in back.rglob(".*")] == [".mine.tmp"]
+    assert held(back) == held(pushed) and [path.name for path in back.rglob(".*")] == [".mine.tmp"]
 
 
 @pytest.mark.parametrize("way", ["push", "pull"])

@@ -24,6 +24,17 @@ from tests.fakes.server import Fault
 ROOT = Path(__file__).resolve().parents[2]
 URL = "gs://bucket/data/one"
 RNG = random.Random(0)
+FILES = {
+    **{f"shards/shard-{i}.tfrecord": RNG.randbytes(30_000 + i) for i in range(5)},
+    # Beyond 8 MiB a file goes in a session of its own.
+    "large.bin": RNG.randbytes((8 << 20) + 1),
+    "empty.csv": b"",
+    "bräunlich 1.csv": b"--x\r\n\r\nlines\n",
+    "manifest.json": b"{}",
+    ".hidden": b"not sent",
+}
+# What a push of them leaves, by the first test that wants it.
+LEFT = {}
 
 
 @pytest.fixture
@@ -46,15 +57,19 @@ def cloud(tmp_path, monkeypatch):
 def folder(tmp_path):
     home = tmp_path / "folder"
     (home / "shards").mkdir(parents=True)
-    for i in range(5):
-        (home / "shards" / f"shard-{i}.tfrecord").write_bytes(RNG.randbytes(30_000 + i))
-    # Beyond 8 MiB a file goes in a session of its own.
-    (home / "large.bin").write_bytes(RNG.randbytes((8 << 20) + 1))
-    (home / "empty.csv").write_bytes(b"")
-    (home / "bräunlich 1.csv").write_bytes(b"--x\r\n\r\nlines\n")
-    (home / "manifest.json").write_bytes(b"{}")
-    (home / ".hidden").write_bytes(b"not sent")
+    for name, data in FILES.items():
+        (home / name).write_bytes(data)
     return home
+
+
+@pytest.fixture
+def pushed(cloud, folder):
+    """The folder, with all of it in the bucket."""
+    if not LEFT:
+        gcs_tools.push(folder, URL)
+        LEFT.update(cloud.storage.objects)
+    cloud.storage.restore(LEFT)
+    return folder
 
 
 def held(home) -> dict[str, bytes]:
@@ -105,8 +120,8 @@ KINDS = ["429", "500", "503", "drop", "lost", "truncate", "flip"]
 
 @pytest.mark.parametrize("kind", [*KINDS, "flip-sent", "410"])
 @pytest.mark.parametrize("match", ["uploadType=multipart", "uploadType=resumable$", "PUT", "GET .*/o ", "DELETE"])
-def test_a_push_survives_one_fault(cloud, folder, kind, match):
-    gcs_tools.push(folder, URL)
+def test_a_push_survives_one_fault(cloud, pushed, kind, match):
+    folder = pushed
     for name in ("shards/shard-1.tfrecord", "shards/shard-2.tfrecord", "large.bin"):
         (folder / name).write_bytes(RNG.randbytes(len((folder / name).read_bytes())))
     cloud.faults.append(Fault(kind, match, at=RNG.choice([1, 2]) if "multipart" in match else 1))
@@ -122,18 +137,16 @@ def test_a_push_survives_one_fault(cloud, folder, kind, match):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("match", ["shard-3", "large", manifest.NAME.replace(".", r"\.")])
-def test_a_pull_survives_one_fault(cloud, folder, tmp_path, kind, match):
-    gcs_tools.push(folder, URL)
+def test_a_pull_survives_one_fault(cloud, pushed, tmp_path, kind, match):
     cloud.faults.append(Fault(kind, f"GET .*{match}"))
     back = tmp_path / "back"
     gcs_tools.pull(URL, back)
-    assert held(back) == held(folder) and not list(back.rglob(".*"))
+    assert held(back) == held(pushed) and not list(back.rglob(".*"))
 
 
 @pytest.mark.parametrize("kind", ["429", "500", "503", "drop", "lost", "truncate"])
 @pytest.mark.parametrize("call", [gcs_tools.verify, gcs_tools.ls, gcs_tools.rm])
-def test_other_calls_survive_one_fault(cloud, folder, kind, call):
-    gcs_tools.push(folder, URL)
+def test_other_calls_survive_one_fault(cloud, pushed, kind, call):
     cloud.storage.page = 4
     cloud.faults.append(Fault(kind, "GET .*/o ", at=2))
     found = call(URL)

@@ -64,7 +64,7 @@ def closure(names) -> set[str]:
     return found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def made(run, tmp_path_factory):
     try:
         socket.create_connection(("pypi.org", 443), 5).close()

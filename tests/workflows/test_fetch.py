@@ -83,7 +83,7 @@ def test_fetching_survives_one_fault(cloud, tmp_path, kind, match):
 
 
 def test_a_fetch_that_was_killed_goes_on(cloud, tmp_path):
-    """SIGKILL at ten moments; then one call ends it, and no byte is fetched twice that was there."""
+    """SIGKILL at six moments; then one call ends it, and no byte is fetched twice that was there."""
     chance = random.Random(1)
     cloud.latency_seconds = 0.02
     command = [sys.executable, "-m", "birdtpu", "fetch", NAME, "--output", str(tmp_path / "in")]
