@@ -55,22 +55,23 @@ def reference() -> str:
     shipped = [name for name in recipe_names() if name != "base"]
     recipes = {name: load_recipe(name).model_dump() for name in shipped}
     parts.append(
-        "Shipped: "
-        + ", ".join(f"`{name}`" for name in shipped)
-        + ". Their columns are empty where the default holds.\n"
+        "Shipped: " + ", ".join(f"`{name}`" for name in shipped) + ". Each is told where it has not the default.\n"
     )
     for table, field in Recipe.model_fields.items():
         if table == "name":
             continue
         section: Any = field.annotation
         parts.append(f"## {table}\n\n{section.__doc__.splitlines()[0]}\n")
-        parts.append(f"| key | default | {' | '.join(shipped)} | meaning |\n|---|---|{'---|' * len(shipped)}---|")
+        parts.append("| key | default | meaning | otherwise |\n|---|---|---|---|")
         default = section().model_dump()
         for key, info in section.model_fields.items():
-            own = [recipes[name][table][key] for name in shipped]
-            cells = ["" if value == default[key] else f"`{_text(value)}`" for value in own]
+            own: dict[str, list[str]] = {}
+            for name in shipped:
+                if recipes[name][table][key] != default[key]:
+                    own.setdefault(_text(recipes[name][table][key]), []).append(name)
+            otherwise = "; ".join(f"`{value}` in {', '.join(names)}" for value, names in own.items())
             meaning = (info.description or "").replace("|", "\\|")
-            parts.append(f"| `{key}` | `{_text(default[key])}` | {' | '.join(cells)} | {meaning} |")
+            parts.append(f"| `{key}` | `{_text(default[key])}` | {meaning} | {otherwise} |")
         parts.append("")
     parts.append(TAIL)
     return "\n".join(parts)

@@ -159,8 +159,7 @@ def test_mixed_power_keeps_the_level_where_the_scale_sees_it():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["frontend.frequency_ramp=true"], r"frontend\.frequency_ramp: the image has 1 channels .*small_cnn"),
-        (["frontend.win_lengths=[512, 64]"], r"frontend\.win_lengths: .*give 1 windows"),
+        (["model.backbone=ResNet50", "frontend.win_lengths=[512, 64]"], r"frontend\.win_lengths: .*give 3 windows"),
         (
             ["model.backbone=ResNet50", "frontend.frequency_ramp=true", "frontend.win_lengths=[512, 64, 32]"],
             r"frontend\.win_lengths: the image has 3 channels .*ResNet50; give 2 windows",
@@ -170,6 +169,16 @@ def test_mixed_power_keeps_the_level_where_the_scale_sees_it():
 def test_channels_that_do_not_fit_are_named(settings, message):
     with pytest.raises(UserError, match=message):
         SoundEventModel(load_recipe("quickstart", [*TINY, *settings]), 4)
+
+
+def test_the_small_network_takes_as_many_channels_as_there_are():
+    for settings, channels in (
+        (["frontend.frequency_ramp=true"], 2),
+        (["frontend.win_lengths=[512, 64, 32]"], 3),
+        ([], 1),
+    ):
+        network = SoundEventModel(load_recipe("quickstart", [*TINY, *settings]), 4).network
+        assert network.get_layer("small_cnn").input.shape[-1] == channels
 
 
 def test_pcm16_is_scaled_on_the_device():
