@@ -28,11 +28,13 @@ FILES = {
     **{f"train_audio/eurbla/XC{i}.ogg": RNG.randbytes(200_000 + i) for i in range(4)},
 }
 
+PACKED = zipped(FILES)
+
 
 @pytest.fixture
 def cloud(tmp_path, monkeypatch):
     with serving(tmp_path, monkeypatch) as server:
-        server.kaggle.competitions[NAME] = zipped(FILES)
+        server.kaggle.competitions[NAME] = PACKED
         yield server
 
 

@@ -20,7 +20,7 @@ from birdtpu.publish.client import KaggleError
 from birdtpu.workflows.fetch import DONE, fetch
 from tests.fakes.kaggle import CANARIES, DOWNLOADS, Dataset, Version, serving, tarred, zipped
 from tests.fakes.server import Fault, Reply
-from tests.workflows.test_fetch import FILES, NAME, held
+from tests.workflows.test_fetch import FILES, NAME, PACKED, held
 
 ROOT = Path(__file__).resolve().parents[2]
 SET = "kaggle:me/xeno-canto"
@@ -55,7 +55,7 @@ STRANGE = {
 @pytest.fixture
 def cloud(tmp_path, monkeypatch):
     with serving(tmp_path, monkeypatch) as server:
-        server.kaggle.competitions[NAME] = zipped(FILES)
+        server.kaggle.competitions[NAME] = PACKED
         server.kaggle.datasets[SET[7:]] = Dataset({"title": "x"}, [Version("", FILES)])
         yield server
 
@@ -143,7 +143,7 @@ def test_an_archive_cannot_write_our_notes(cloud, tmp_path, source, name):
     with pytest.raises(UserError, match="a name under which birdtpu keeps its own notes; unpack it by hand"):
         fetch(source, tmp_path / "in")
     assert not [path for path in (tmp_path / "in").glob("*") if path.name != DONE]
-    cloud.kaggle.competitions[NAME] = zipped(FILES)
+    cloud.kaggle.competitions[NAME] = PACKED
     cloud.kaggle.datasets[SET[7:]].versions[:] = [Version("", FILES)]
     assert fetch(source, tmp_path / "in") == len(FILES) and held(tmp_path / "in") == FILES
 
