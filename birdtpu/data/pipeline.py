@@ -305,7 +305,8 @@ def _partners(
     plan: pd.DataFrame, shelf: Shelf, place: np.ndarray, clip: int
 ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """(position, seed) -> a job of `_cut` for a row with the same targets, of another recording where there is one."""
-    kind = pd.factorize(plan["targets"])[0]
+    # A pseudo-labelled row's targets are the number of its clip, and no species.
+    kind = pd.factorize(plan["targets"].where(plan["source"] != PSEUDO, "/" + plan["targets"]))[0]
     recording = pd.factorize(recordings_of(plan))[0]
     alike = pd.Series(np.arange(len(plan))).groupby(kind).indices
     length = np.rint(shelf.table["seconds"].to_numpy()[place] * shelf.sample_rate).astype(np.int64)

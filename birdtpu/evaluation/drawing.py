@@ -48,6 +48,23 @@ def title(axes: Axes, text: str, below: str, size: float = 11) -> None:
     )
 
 
+def legend(axes: Axes, handles: list, labels: list[str], heading: str) -> None:
+    """What is drawn, in words beside the axes; dollar signs in names are no formulas."""
+    found = axes.legend(
+        handles,
+        labels,
+        title=heading,
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.0),
+        frameon=False,
+        fontsize=9,
+        title_fontsize=9,
+        alignment="left",
+    )
+    for text in found.get_texts():
+        text.set_parse_math(False)
+
+
 def say_nothing(axes: Axes, why: str) -> None:
     """Empty axes that say why they are."""
     axes.set_axis_off()

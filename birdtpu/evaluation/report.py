@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from birdtpu import metrics, storage
-from birdtpu.evaluation.drawing import COLOURS, FAINT, GREY, INK, NAMED_CURVES, names_of, say_nothing, title
+from birdtpu.evaluation.drawing import COLOURS, FAINT, GREY, INK, NAMED_CURVES, legend, names_of, say_nothing, title
 from birdtpu.evaluation.evaluate import Evaluation
 
 if TYPE_CHECKING:
@@ -180,16 +180,5 @@ def _draw_curves(axes: Axes, curves: dict[int, tuple[np.ndarray, np.ndarray]], e
         if named
         else "Average precision of the weakest classes\n(their positives)"
     )
-    legend = axes.legend(
-        [mean, *handles],
-        [f"{evaluation.result['macro_average_precision']['value']:.2f}  mean of the classes", *labels],
-        title=heading,
-        loc="upper left",
-        bbox_to_anchor=(1.01, 1.0),
-        frameon=False,
-        fontsize=9,
-        title_fontsize=9,
-        alignment="left",
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    mean_label = f"{evaluation.result['macro_average_precision']['value']:.2f}  mean of the classes"
+    legend(axes, [mean, *handles], [mean_label, *labels], heading)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from birdtpu import storage
-from birdtpu.evaluation.drawing import COLOURS, FAINT, GREY, INK, NAMED_CURVES, names_of, title
+from birdtpu.evaluation.drawing import COLOURS, FAINT, GREY, INK, NAMED_CURVES, legend, names_of, title
 from birdtpu.evaluation.report import write_json
 from birdtpu.evaluation.thresholds import Thresholds, roc_curve
 from birdtpu.run import THRESHOLDS
@@ -160,19 +160,7 @@ def _draw_curves(axes: Axes, curves: dict[int, tuple[np.ndarray, np.ndarray]], f
             labels.append(entry[i])
     whose = "each class" if named else "the worst classes"
     heading = f"False and true positive rate of {whose}\nat the global threshold {found.common:.3f} (negatives)"
-    legend = axes.legend(
-        handles,
-        labels,
-        title=heading,
-        loc="upper left",
-        bbox_to_anchor=(1.01, 1.0),
-        frameon=False,
-        fontsize=9,
-        title_fontsize=9,
-        alignment="left",
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    legend(axes, handles, labels, heading)
 
 
 def _root(values: np.ndarray) -> np.ndarray:

@@ -64,7 +64,9 @@ def cross_validate(
     files = {fold: None if pseudo is None else os.fspath(pseudo).replace("{fold}", fold) for fold in homes}
     hashes = {fold: path and PseudoLabels.load(path).sha256 for fold, path in files.items()}
     finished = [
-        fold for fold, home in homes.items() if _is_finished(home, fold, recipe, folders, recordings, hashes[fold])
+        fold
+        for fold, home in homes.items()
+        if _is_finished(home, fold, recipe, folders, recordings, hashes[fold], _of_fold(init_from, fold))
     ]
     rows, clips, tested, draws = [], {}, [], []
     for fold, home in homes.items():
@@ -128,7 +130,13 @@ def _of_fold(init_from: PathLike | None, fold: str) -> str | None:
 
 
 def _is_finished(
-    home: str, fold: str, recipe: Recipe, folders: list[str], recordings: pd.DataFrame, pseudo: str | None
+    home: str,
+    fold: str,
+    recipe: Recipe,
+    folders: list[str],
+    recordings: pd.DataFrame,
+    pseudo: str | None,
+    init_from: str | None,
 ) -> bool:
     """Whether a fold's run stands already. Raises UserError where it is the run of something else."""
     if not is_finished(home):
@@ -142,6 +150,8 @@ def _is_finished(
         other = f"other data ({', '.join(done.info['data'])}, or what lay there then)"
     elif done.info.get("pseudo_sha256") != pseudo:
         other = "other pseudo-labels"
+    elif done.info.get("init_sha256") != (init_from and open_run(init_from).info.get("weights_sha256")):
+        other = "another --init-from"
     elif _has_other_folds(done, set(recordings.loc[recordings["fold"] == fold, "recording"])):
         other = "other folds"
     if other:

@@ -142,6 +142,12 @@ def held_out(
     run = predictor.run
     if not storage.exists(run.path("plan.csv")):
         raise UserError(f"run {run.folder}: was published without its plan; give --audio a labelled folder")
+    if run.info.get("optimistic"):
+        warnings.warn(
+            f"run {run.folder}: {run.info['optimistic']} of the recordings that it held out were trained on before it: "
+            "its score is optimistic",
+            stacklevel=3,
+        )
     folders = data_folders(data or run.info["data"])
     plan = planning.load_plan(run.path("plan.csv"))
     names = set(planning.recordings_of(plan[plan["role"] == "test"]))

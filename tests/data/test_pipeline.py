@@ -430,3 +430,14 @@ def test_the_partner_of_a_pseudo_row_is_its_own_stretch(folder, plan):
             number = int(mixed.set_index("row").loc[row, "record"][2:-6])
             samples = audio * 32768 - 100 * number
             assert samples.min() >= 0 and samples.max() <= 1000 * NAMES[number][1]
+
+
+def test_a_pseudo_labelled_row_has_no_species_to_share(folder, plan):
+    # The number of its clip may look like a species code.
+    numbered = plan.assign(source="labelled", targets="123")
+    numbered.loc[0, "source"] = "pseudo"
+    shelf = pipeline.open_shelf(folder)
+    place = shelf.table.index.get_indexer(numbered["record"])
+    draw = pipeline._partners(numbered, shelf, place, 600)
+    assert {int(draw(0, seed)[0]) for seed in range(50)} == {place[0]}
+    assert place[0] not in {int(draw(1, seed)[0]) for seed in range(200)} and len({*place}) > 1

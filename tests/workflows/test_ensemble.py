@@ -1,7 +1,6 @@
 """Several runs as one: their scores by hand, one decode, one log-mel, and how a command tells runs from audio."""
 
 import shutil
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import pytest
 import soundfile
 
 import birdtpu
-from birdtpu import cli
 from birdtpu.data import audio as reading
 from birdtpu.errors import UserError
 from birdtpu.inference.engine import Source
@@ -21,6 +19,7 @@ from birdtpu.recipe import load_recipe
 from birdtpu.run import Run, open_run
 from birdtpu.species import ClassList
 from birdtpu.workflows.members import open_members, split_arguments
+from tests.commands import command
 
 TINY = [
     "audio.clip_seconds=1.0", "audio.margin_seconds=0.25", "audio.record_seconds=4.0", "predict.hop_seconds=0.5",
@@ -175,19 +174,6 @@ def test_arguments_are_runs_up_to_the_first_that_is_none(home, tmp_path, monkeyp
         split_arguments(["a", "b"])
     with pytest.raises(UserError, match=r"b: a run stands after recordings \(field\)"):
         split_arguments(["a", "field", "b"])
-
-
-def command(capsys, *args) -> tuple[int, str, str]:
-    before, sys.argv = sys.argv, ["birdtpu", *map(str, args)]
-    try:
-        cli.main()
-        code = 0
-    except SystemExit as ended:
-        code = ended.code or 0
-    finally:
-        sys.argv = before
-    out = capsys.readouterr()
-    return code, out.out, out.err
 
 
 def test_predict_and_evaluate_take_several_runs(capsys, home, single, tmp_path, monkeypatch):

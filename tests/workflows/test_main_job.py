@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import pandas as pd
 import pytest
 
 import birdtpu
-from birdtpu import cli
 from birdtpu.data.synthesis import synthesize
 from birdtpu.errors import UserError
 from birdtpu.evaluation.compare import LABELS, paired_bootstrap, read_out_of_fold
@@ -22,6 +20,7 @@ from birdtpu.workflows.cross_validate import mean_of_folds
 from birdtpu.workflows.predict import audio_files
 from birdtpu.workflows.quickstart import quickstart
 from birdtpu.workflows.train import open_prepared
+from tests.commands import command
 
 TINY = [
     "audio.clip_seconds=2.0", "audio.margin_seconds=0.5", "audio.record_seconds=6.0", "predict.hop_seconds=1.0",
@@ -29,20 +28,6 @@ TINY = [
     "train.steps_per_epoch=2", "balance.up_to=0", "folds.count=2", "evaluate.bootstrap=50",
 ]  # fmt: skip
 SET = [part for setting in TINY for part in ("--set", setting)]
-
-
-def command(capsys, *args: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of `birdtpu ARGS`."""
-    before, sys.argv = sys.argv, ["birdtpu", *map(str, args)]
-    try:
-        cli.main()
-        code = 0
-    except SystemExit as ended:
-        code = ended.code or 0
-    finally:
-        sys.argv = before
-    out = capsys.readouterr()
-    return code, out.out, out.err
 
 
 @pytest.fixture(scope="module")

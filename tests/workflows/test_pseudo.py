@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import birdtpu
-from birdtpu import cli
 from birdtpu.data import plan as planning
 from birdtpu.data.folds import groups
 from birdtpu.data.pseudo import PseudoLabels
@@ -32,6 +31,7 @@ from birdtpu.training.log import Log
 from birdtpu.workflows.pseudo import Pseudo
 from birdtpu.workflows.pseudo_label import clip_starts, pseudo_label
 from birdtpu.workflows.train import Prepared, data_info, make_plan, with_folds
+from tests.commands import command
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -41,19 +41,6 @@ TINY = [
 ]  # fmt: skip
 SET = [part for setting in TINY for part in ("--set", setting)]
 CODES = ("crow", "owl", "wren")
-
-
-def command(capsys, *args) -> tuple[int, str, str]:
-    before, sys.argv = sys.argv, ["birdtpu", *map(str, args)]
-    try:
-        cli.main()
-        code = 0
-    except SystemExit as ended:
-        code = ended.code or 0
-    finally:
-        sys.argv = before
-    out = capsys.readouterr()
-    return code, out.out, out.err
 
 
 def tone(path: Path, hz: float, seconds: float, seed: int) -> None:

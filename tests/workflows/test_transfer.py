@@ -139,3 +139,16 @@ def test_a_validation_part_is_no_test(prepared, tmp_path):
     first = birdtpu.train("quickstart", prepared / "p", tmp_path / "a", fold=0, settings=cut)
     again = birdtpu.train("quickstart", prepared / "p", tmp_path / "b", fold=0, init_from=first.folder, settings=cut)
     assert again.info["optimistic"] == 0
+
+
+def test_a_fold_that_began_otherwise_is_refused_and_a_seen_one_is_told_again(prepared, tmp_path):
+    from birdtpu.workflows.cross_validate import cross_validate
+
+    first, cv = prepared / "cv" / "fold-0", tmp_path / "cv"
+    birdtpu.train("quickstart", prepared / "p", cv / "fold-0", fold=0, init_from=first, settings=TINY)
+    with pytest.raises(UserError, match=r"fold-0: is of another --init-from; give another --run"):
+        cross_validate("quickstart", prepared / "p", cv, settings=TINY)
+    with pytest.warns(UserWarning, match="held-out recordings"):
+        birdtpu.train("quickstart", prepared / "p", tmp_path / "s", fold=1, init_from=first, settings=TINY)
+    with pytest.warns(UserWarning, match=r"held out were trained on before it: its score is optimistic"):
+        birdtpu.evaluate(tmp_path / "s")
