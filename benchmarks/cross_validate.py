@@ -1,8 +1,11 @@
-"""Four-fold cross-validation on real recordings, resumable: macro average precision by recording, seconds a fold.
+"""Recipes cross-validated on real recordings, resumable: macro average precision by recording, and who is better.
 
-python benchmarks/cross_validate.py AUDIO --folds FOLDS.csv --work DIR --json FILE [--recipe quickstart]
+python benchmarks/cross_validate.py AUDIO --folds FOLDS.csv --work DIR --json FILE
+    [--recipe quickstart ...] [--seeds 0 ...]
 
-AUDIO is a folder in any layout that `birdtpu prepare` reads. What is finished in DIR is not done again.
+AUDIO is a folder in any layout that `birdtpu prepare` reads. What is finished in DIR is not done again. FILE gets an
+entry a recipe and seed; entries of other recipes stay. Every recipe that has the seeds is compared with quickstart, on
+the same recordings, by a paired bootstrap.
 """
 
 import argparse
@@ -12,11 +15,18 @@ import platform
 import subprocess
 import warnings
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import pandas as pd
+
 import birdtpu
-from birdtpu.recipe import load_recipe
+from birdtpu.evaluation.compare import paired_bootstrap, read_out_of_fold
+from birdtpu.recipe import Recipe, load_recipe
+
+PEER = "quickstart"
+MEANS = ("macro_roc_auc", "micro_f1", "lwlrap", "recording_accuracy")
 
 
 def main() -> None:
@@ -24,39 +34,82 @@ def main() -> None:
     parser.add_argument("audio")
     parser.add_argument("--folds", required=True)
     parser.add_argument("--work", required=True)
-    parser.add_argument("--json", required=True)
-    parser.add_argument("--recipe", default="quickstart")
-    parser.add_argument("--set", dest="settings", action="append", default=[])
+    parser.add_argument("--json", required=True, type=Path)
+    parser.add_argument("--recipe", nargs="+", default=[PEER])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     args = parser.parse_args()
-    recipe = load_recipe(args.recipe, args.settings)
-    prepared = str(Path(args.work, "prepared"))
+    found: dict[str, Any] = json.loads(args.json.read_text("utf-8")) if args.json.exists() else {}
+    for seed in args.seeds:
+        for name in args.recipe:
+            recipe = load_recipe(name, [f"train.seed={seed}"])
+            entry = found.get(name, {}).get(str(seed), {})
+            if entry.get("recipe_hash") != recipe.hash:
+                found.setdefault(name, {})[str(seed)] = cross_validated(recipe, args)
+                save(args.json, found)
+    for name in args.recipe:
+        if name != PEER and PEER in found:
+            found[name]["beside_quickstart"] = compared(name, found, args.work)
+            save(args.json, found)
+    print(json.dumps({name: found[name] for name in args.recipe}, indent=1))
+
+
+def cross_validated(recipe: Recipe, args: argparse.Namespace) -> dict[str, Any]:
+    """One recipe and seed, trained and tested on every fold."""
+    audio = recipe.audio
+    prepared = str(Path(args.work, f"prepared-{audio.sample_rate}-{audio.record_seconds:g}"))
     with warnings.catch_warnings():
         # Folds are given: whose groups they keep together is their maker's business.
         warnings.filterwarnings("ignore", message=".*groups .recordist.*")
         birdtpu.prepare(recipe, args.audio, prepared, folds=args.folds)
     table = birdtpu.cross_validate(recipe, prepared, str(Path(args.work, recipe.hash)))
-    folds = table[~table["fold"].isin(["mean", "pooled"])]
-    rows = table.set_index("fold")
-    mean = rows.loc["mean"]
+    print(table.to_string(index=False))
+    folds = table[~table["fold"].isin(["mean", "pooled"])].set_index("fold")
+    mean, pooled = (table.set_index("fold").loc[row] for row in ("mean", "pooled"))
+    name = "macro_average_precision"
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
     )
-    result = {
-        "recipe": recipe.name, "recipe_hash": recipe.hash, "commit": commit.stdout.strip(), "cores": os.cpu_count(),
+    return {
+        "recipe_hash": recipe.hash,
+        "commit": commit.stdout.strip(),
+        "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
-        "macro_average_precision": {
-            "folds": dict(zip(folds["fold"], folds["macro_average_precision"].round(4), strict=True)),
-            "mean": round(mean["macro_average_precision"], 4),
-            "low": round(mean["macro_average_precision_low"], 4),
-            "high": round(mean["macro_average_precision_high"], 4),
-            "pooled": round(rows.loc["pooled", "macro_average_precision"], 4),
+        name: {
+            "folds": folds[name].round(4).to_dict(),
+            "mean": round(mean[name], 4),
+            "low": round(mean[f"{name}_low"], 4),
+            "high": round(mean[f"{name}_high"], 4),
+            "pooled": round(pooled[name], 4),
         },
-        "mean": {name: round(mean[name], 4) for name in ("macro_roc_auc", "micro_f1", "lwlrap", "recording_accuracy")},
-        "train_seconds": dict(zip(folds["fold"], folds["train_seconds"], strict=True)),
-    }  # fmt: skip
-    Path(args.json).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    print(table.to_string(index=False))
-    print(json.dumps(result, indent=1))
+        "mean": {metric: round(mean[metric], 4) for metric in MEANS},
+        "train_seconds": folds["train_seconds"].to_dict(),
+    }
+
+
+def compared(name: str, found: dict[str, Any], work: str) -> dict[str, Any]:
+    """A recipe's difference to quickstart over the seeds that both have."""
+    seeds = sorted(set(found[name]) & set(found[PEER]) - {"beside_quickstart"})
+    a, b = (_tables([found[recipe][seed]["recipe_hash"] for seed in seeds], work) for recipe in (name, PEER))
+    comparison = paired_bootstrap(a, b)
+    interval = comparison.difference
+    return {
+        "seeds": [int(seed) for seed in seeds],
+        "this": round(comparison.a, 4),
+        "quickstart": round(comparison.b, 4),
+        "difference": round(interval.value, 4),
+        "low": round(interval.low, 4),
+        "high": round(interval.high, 4),
+    }
+
+
+def _tables(hashes: list[str], work: str) -> list[pd.DataFrame]:
+    return [read_out_of_fold(str(Path(work, each, "oof.csv"))) for each in hashes]
+
+
+def save(path: Path, found: dict[str, Any]) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    part.replace(path)
 
 
 if __name__ == "__main__":
