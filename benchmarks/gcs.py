@@ -193,15 +193,17 @@ def kills(bucket: Bucket, work: Path, count: int) -> dict[str, Any]:
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     bucket.ask("clear")
     bucket.ask("latency", 0.05)
-    began = time.perf_counter()
-    subprocess.run(command, check=True, **quiet)
-    seconds, truth = time.perf_counter() - began, bucket.ask("objects")["objects"]
+    process = subprocess.Popen(command, **quiet)
+    seconds = _after_first_request(bucket, process, process.wait)
+    truth = bucket.ask("objects")["objects"]
     done = partial = same = 0
     while done < count:
         bucket.ask("clear")
         for _ in range(5):
             process = subprocess.Popen(command, **quiet)
-            time.sleep(chance.uniform(0.3, seconds))
+            # Before its first request there is nothing to lose.
+            moment = chance.uniform(0, seconds)
+            _after_first_request(bucket, process, lambda moment=moment: time.sleep(moment))
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
                 done += 1
@@ -213,6 +215,16 @@ def kills(bucket: Bucket, work: Path, count: int) -> dict[str, Any]:
         same += bucket.ask("objects")["objects"] == truth
     bucket.ask("latency", 0.0)
     return {"kills": done, "kills_with_part_of_it_there": partial, "pushes": -(-done // 5), "same_bytes": same}
+
+
+def _after_first_request(bucket: Bucket, process: subprocess.Popen, wait: Callable[[], Any]) -> float:
+    """Wait for a request of the process, then by `wait`: the seconds of the second part."""
+    before = bucket.ask("count")["requests"]
+    while process.poll() is None and bucket.ask("count")["requests"] == before:
+        time.sleep(0.01)
+    began = time.perf_counter()
+    wait()
+    return time.perf_counter() - began
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ FLOORS = [
 ]  # fmt: skip
 EXEMPT = {"__main__", "__init__"}
 TENSORFLOW = {
-    "storage.py", "data/records.py", "data/shards.py", "data/pipeline.py", "data/tfio.py", "training/strategy.py",
-    "training/tensorflow_step.py", "training/compile.py",
+    "storage.py", "data/records.py", "data/shards.py", "data/shelf.py", "data/companions.py", "data/labels.py",
+    "data/pipeline.py", "data/tfio.py", "training/strategy.py", "training/tensorflow_step.py", "training/compile.py",
 }  # fmt: skip
 JAX = {"training/strategy.py", "training/jax_step.py", "training/compile.py", "training/topology.py"}
 ANYWHERE_IN = ("inference/runtimes/", "export/")

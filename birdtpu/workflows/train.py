@@ -341,6 +341,7 @@ def _fit(
     import keras
 
     from birdtpu.data import order, pipeline
+    from birdtpu.data.shelf import named_errors
     from birdtpu.training.log import Log
     from birdtpu.training.loop import Progress, fit
     from birdtpu.training.step import digest, make_optimizer
@@ -383,7 +384,7 @@ def _fit(
         **common,
     )
     try:
-        with _named_memory(), pipeline.named_errors(folders):
+        with _named_memory(), named_errors(folders):
             weights = fit(
                 step,
                 batches,

@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from birdtpu.data import order, pipeline, records, shards
+from birdtpu.data import companions, order, pipeline, records, shards
 from birdtpu.data.plan import dense_targets
+from birdtpu.data.shelf import named_errors, open_shelf
 from birdtpu.errors import UserError
 from birdtpu.species import ClassList
 
@@ -242,7 +243,7 @@ def test_a_flipped_bit_is_named(plan, tmp_path, at, cache):
     path.write_bytes(data)
     with (
         pytest.raises(UserError, match=f"{path.name}: .*at byte {row['offset']};") as caught,
-        pipeline.named_errors(folder),
+        named_errors(folder),
     ):
         take(folder, plan, training=False, cache=cache)
     assert "\n" not in str(caught.value)
@@ -255,11 +256,11 @@ def test_a_short_or_missing_shard_is_named(plan, tmp_path):
     path.write_bytes(path.read_bytes()[: last["offset"]])
     with (
         pytest.raises(UserError, match=f"{path.name}: ends before the record at byte {last['offset']}"),
-        pipeline.named_errors(folder),
+        named_errors(folder),
     ):
         take(folder, plan, training=False)
     path.unlink()
-    with pytest.raises(UserError, match=f"{path.name}: is missing"), pipeline.named_errors(folder):
+    with pytest.raises(UserError, match=f"{path.name}: is missing"), named_errors(folder):
         take(folder, plan, training=False)
 
 
@@ -436,8 +437,8 @@ def test_a_pseudo_labelled_row_has_no_species_to_share(folder, plan):
     # The number of its clip may look like a species code.
     numbered = plan.assign(source="labelled", targets="123")
     numbered.loc[0, "source"] = "pseudo"
-    shelf = pipeline.open_shelf(folder)
+    shelf = open_shelf(folder)
     place = shelf.table.index.get_indexer(numbered["record"])
-    draw = pipeline._partners(numbered, shelf, place, 600)
+    draw = companions._partners(numbered, shelf, place, 600)
     assert {int(draw(0, seed)[0]) for seed in range(50)} == {place[0]}
     assert place[0] not in {int(draw(1, seed)[0]) for seed in range(200)} and len({*place}) > 1

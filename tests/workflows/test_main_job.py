@@ -110,7 +110,7 @@ def test_prepare_says_what_became_of_the_tables(capsys, world, tmp_path):
 
 
 def test_a_recording_that_two_folders_cut_unlike_is_the_firsts(prepared, world, tmp_path):
-    from birdtpu.data.pipeline import open_shelf
+    from birdtpu.data.shelf import open_shelf
 
     other = tmp_path / "other"
     birdtpu.prepare("quickstart", some_of(world, tmp_path / "w", 2), other, settings=[*TINY, "audio.record_seconds=4"])
