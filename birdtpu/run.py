@@ -14,7 +14,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from birdtpu import storage
 from birdtpu.errors import UserError
-from birdtpu.recipe import Head, Probability, Recipe, load_recipe
+from birdtpu.keys import Head, Probability
+from birdtpu.recipe import Recipe, load_recipe
 from birdtpu.species import ClassList
 
 WEIGHTS = "model.weights.h5"

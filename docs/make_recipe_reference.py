@@ -8,7 +8,7 @@ from birdtpu.recipe import Recipe, load_recipe, recipe_names
 
 HEAD = """# Recipe reference
 
-Made by `python docs/make_recipe_reference.py` from `birdtpu/recipe.py`; a test keeps it current.
+Made by `python docs/make_recipe_reference.py` from `birdtpu/keys.py`; a test keeps it current.
 
 A recipe is a TOML file of a few lines over another one:
 

@@ -7,9 +7,9 @@ from keras import ops
 
 from birdtpu import random
 from birdtpu.errors import UserError
+from birdtpu.keys import Augment
 from birdtpu.layers.augmentation import Mixup
 from birdtpu.ops import loudness, noise
-from birdtpu.recipe import Augment
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from birdtpu.errors import UserError
+from birdtpu.keys import Frontend
 from birdtpu.layers.augmentation import Mixup, PitchTempo, RandomFloor, SpecAugment, crop
 from birdtpu.layers.decibel import Decibel, FixedDecibel
 from birdtpu.layers.dropout import seed_scope
@@ -19,7 +20,7 @@ from birdtpu.models.heads import head
 from birdtpu.ops import framing, instances, loudness, pooling
 from birdtpu.ops.pcen import smoothing_coef_of
 from birdtpu.ops.stretching import VOCODER_SMEAR_SECONDS
-from birdtpu.recipe import Frontend, Recipe
+from birdtpu.recipe import Recipe
 
 LABELS = ("targets", "target_mask", "weight", "frame_targets", "frame_mask")
 

@@ -4,9 +4,9 @@ from typing import Any
 
 from keras import layers, ops
 
+from birdtpu.keys import Model
 from birdtpu.layers.attention import AttentionHead
 from birdtpu.layers.dropout import SeededDropout
-from birdtpu.recipe import Model
 
 
 def head(feature_map: Any, model: Model, *, classes: int, clip_seconds: float) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import keras
 import numpy as np
 
 from birdtpu.errors import UserError
+from birdtpu.keys import Train
 from birdtpu.models.build import SoundEventModel
-from birdtpu.recipe import Recipe, Train
+from birdtpu.recipe import Recipe
 from birdtpu.training.step import make_optimizer, resolved
 from birdtpu.training.strategy import exact_products
 from birdtpu.training.topology import Topology, compile_stablehlo, open_topology

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from keras import ops
 
+from birdtpu.keys import Train
 from birdtpu.models.build import SoundEventModel, seeded
-from birdtpu.recipe import Train
 from birdtpu.training.step import Arrays, Batch, clipped, ema_decay_at, follow, from_state, loss_of, to_state
 
 State = dict[str, Any]

@@ -10,7 +10,7 @@ from keras import ops
 
 from birdtpu import losses
 from birdtpu.errors import UserError
-from birdtpu.recipe import Train
+from birdtpu.keys import Train
 from birdtpu.training.schedules import warmup_cosine
 
 Batch = dict[str, Any]

@@ -9,8 +9,8 @@ from typing import Any
 import keras
 
 from birdtpu.errors import UserError
+from birdtpu.keys import Train
 from birdtpu.models.build import SoundEventModel
-from birdtpu.recipe import Train
 from birdtpu.training.machine import machine, no_tpu
 from birdtpu.training.step import Step
 

@@ -5,8 +5,8 @@ from typing import Any, Protocol
 
 import tensorflow as tf
 
+from birdtpu.keys import Train
 from birdtpu.models.build import SoundEventModel, seeded
-from birdtpu.recipe import Train
 from birdtpu.training.step import Arrays, Batch, clipped, ema_decay_at, follow, from_state, loss_of, to_state
 
 

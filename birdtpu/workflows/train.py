@@ -20,8 +20,9 @@ from birdtpu.data import plan as planning
 from birdtpu.data import shards, tables
 from birdtpu.data.pseudo import soft_targets
 from birdtpu.errors import UserError
+from birdtpu.keys import Train
 from birdtpu.publish.places import data_folders, resolve
-from birdtpu.recipe import Recipe, Train, recipe_of
+from birdtpu.recipe import Recipe, recipe_of
 from birdtpu.run import Run, is_finished, open_run
 from birdtpu.species import ClassList
 from birdtpu.storage import PathLike

@@ -6,9 +6,9 @@ from keras import ops
 
 from birdtpu.errors import UserError
 from birdtpu.inference.runtimes.keras import compiled
+from birdtpu.keys import Augment
 from birdtpu.layers.augmentation import Mixup
 from birdtpu.layers.waveform import Waveform
-from birdtpu.recipe import Augment
 
 RNG = np.random.default_rng(0)
 SAMPLES = 4000
