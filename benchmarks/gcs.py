@@ -196,7 +196,7 @@ def kills(bucket: Bucket, work: Path, count: int) -> dict[str, Any]:
     process = subprocess.Popen(command, **quiet)
     seconds = _after_first_request(bucket, process, process.wait)
     truth = bucket.ask("objects")["objects"]
-    done = partial = same = 0
+    done = partial = same = rounds = 0
     while done < count:
         bucket.ask("clear")
         for _ in range(5):
@@ -212,9 +212,10 @@ def kills(bucket: Bucket, work: Path, count: int) -> dict[str, Any]:
             assert "killed/gcs-manifest.json" not in held or held == truth, "a manifest before its files"
             partial += 0 < len(held) < len(truth)
         subprocess.run(command, check=True, **quiet)
+        rounds += 1
         same += bucket.ask("objects")["objects"] == truth
     bucket.ask("latency", 0.0)
-    return {"kills": done, "kills_with_part_of_it_there": partial, "pushes": -(-done // 5), "same_bytes": same}
+    return {"kills": done, "kills_with_part_of_it_there": partial, "rounds": rounds, "same_bytes": same}
 
 
 def _after_first_request(bucket: Bucket, process: subprocess.Popen, wait: Callable[[], Any]) -> float:

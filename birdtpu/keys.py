@@ -63,6 +63,11 @@ class Labels(Table):
         default="sections",
         description="recordings with timed labels: train on each labelled stretch, or ignore the times",
     )
+    nocall: str = Field(
+        default="",
+        description="a prepared folder (or kaggle:owner/slug) of recordings without any of the species, to be trained "
+        "on and never held out; where labels.classes has the code nocall, that is present in them",
+    )
     min_rating: NotNegative = Field(default=0.0, description="leave out recordings rated lower (unrated ones stay)")
     weight_by_rating: bool = Field(default=False, description="weigh an example's loss by its recording's rating")
 
@@ -99,6 +104,11 @@ class Balance(Table):
     up_to: Annotated[int, Field(ge=0)] = Field(default=60, description="cut a species' longest sections below this")
     min_section_seconds: NotNegative = Field(default=0.0, description="sections are not cut shorter; 0: one clip")
     repeat: bool = Field(default=False, description="repeat samples of a species that cutting leaves short")
+    sample_power: Probability = Field(
+        default=0.0,
+        description="repeat the samples of rarer species: each counts by count ^ -power; 0: all alike, 1: all species "
+        "as often",
+    )
 
 
 class Pseudo(Table):
@@ -212,6 +222,13 @@ class Augment(Table):
     noise_snr_db: tuple[float, float] = Field(
         default=(5.0, 40.0), strict=False, description="of the example over each noise, by their RMS"
     )
+    flip_absent_probability: Probability = Field(
+        default=0.0, description="play a clip in which nothing is present backwards"
+    )
+    paste_probability: Probability = Field(
+        default=0.0,
+        description="cut another example's annotated stretch out and paste it over this one, sound and labels",
+    )
     loudness_probability: Probability = Field(
         default=0.0, description="scale the waveform; nothing to scales that do not see the level"
     )
@@ -274,6 +291,7 @@ class Train(Table):
     warmup_fraction: Probability = Field(default=0.1, description="share of the steps in which the learning rate rises")
     weight_decay: NotNegative = Field(default=0.01, description="AdamW's, on kernels only")
     clip_norm: NotNegative = Field(default=0.0, description="largest norm of the gradient; 0: not clipped")
+    clip_value: NotNegative = Field(default=0.0, description="largest value in the gradient; 0: not clipped")
     label_smoothing: Probability = 0.0
     pos_weight: Positive = Field(default=1.0, description="factor of the loss of what is present")
     focal_gamma: NotNegative = Field(
@@ -283,6 +301,11 @@ class Train(Table):
     segment_loss: NotNegative = Field(default=0.0, description="weight of the loss on the highest segment")
     frame_loss: NotNegative = Field(
         default=0.0, description="weight of the loss on the segments inside annotations' times"
+    )
+    rank_loss: NotNegative = Field(
+        default=0.0,
+        description="weight of a loss on pairs (SoftAUC): of a species, clips with it above those without it, within "
+        "groups of eight",
     )
     instances: Count = Field(
         default=1,
@@ -297,6 +320,17 @@ class Train(Table):
     )
     patience: Annotated[int, Field(ge=0)] = Field(
         default=0, description="epochs without a better validation loss before stopping; 0: never"
+    )
+    plateau_epochs: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="epochs without a better validation loss before the learning rate is lowered; 0: never"
+    )
+    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.5, description="by which it is lowered, on top of its schedule"
+    )
+    watch: Literal["loss", "balanced"] = Field(
+        default="loss",
+        description="what shall get better: the validation loss; or the mean of the cross-entropies of what is present "
+        "and of what is absent",
     )
     synchronized_batch_norm: bool = Field(
         default=False, description="batch statistics over all replicas (TensorFlow; on JAX they always are)"

@@ -6,6 +6,7 @@ import numpy as np
 from keras import ops
 
 from birdtpu.ops.framing import segment_of_frame
+from birdtpu.ops.mixing import GROUP
 
 
 def binary_cross_entropy(
@@ -33,6 +34,42 @@ def binary_cross_entropy(
         # A base of 0 has no gradient for exponents below 1.
         cost *= ops.maximum(ops.abs(t - ops.sigmoid(logits)), 1e-6) ** focal_gamma
     return ops.sum(cost * mask, axis=-1) / ops.maximum(ops.sum(mask, axis=-1), 1e-7)
+
+
+def rank_loss(logits: Any, targets: Any, mask: Any) -> Any:
+    """A smooth 1 - AUC: of each class, examples that have it against those of their group of eight that have not.
+
+    Args:
+        logits, targets, mask: `(batch, classes)`, of whole groups; a soft target counts for both sides, by its part;
+            mask 0 is unknown and in no pair.
+
+    Returns: `(batch,)` nats, the mean of `softplus(theirs - own)` over the pairs in which the example has the class; 0
+        where it has none.
+    Reference: Yan et al. 2003, "Optimizing classifier performance via an approximation to the Wilcoxon-Mann-Whitney
+        statistic", with a logistic in place of their power.
+    """
+
+    def grouped(x: Any) -> Any:
+        return ops.reshape(x, (-1, GROUP, x.shape[-1]))
+
+    logits, has, has_not = grouped(logits), grouped(targets * mask), grouped((1 - targets) * mask)
+    pairs = has[:, :, None] * has_not[:, None]
+    cost = ops.sum(pairs * ops.softplus(logits[:, None] - logits[:, :, None]), axis=(2, 3))
+    return ops.reshape(cost / ops.maximum(ops.sum(pairs, axis=(2, 3)), 1e-7), (-1,))
+
+
+def apart(logits: Any, targets: Any, mask: Any) -> tuple[Any, Any]:
+    """Binary cross-entropy of what is present and of what is absent, as sums and counts.
+
+    Args:
+        logits, targets, mask: `(batch, ..., classes)`; a target of at least 0.5 is present, mask 0 is neither.
+
+    Returns: sums in nats and how many, both `(2,)`: present, absent.
+    """
+    cost = ops.softplus(logits) - targets * logits
+    present = ops.cast(targets >= 0.5, "float32")
+    sides = (mask * present, mask * (1 - present))
+    return ops.stack([ops.sum(cost * side) for side in sides]), ops.stack([ops.sum(side) for side in sides])
 
 
 def framewise_cross_entropy(logits: Any, targets: Any, mask: Any) -> Any:

@@ -265,8 +265,19 @@ def _check(recipe: Recipe, origin: str) -> None:
             )
         ),
         (
-            augment.mixup_probability > 0 and recipe.train.batch_size % (8 * recipe.train.accumulate) != 0,
-            "train.batch_size: must be a multiple of 8 (and train.accumulate times 8) with augment.mixup_probability",
+            bool(augment.mixup_probability or augment.paste_probability or recipe.train.rank_loss)
+            and recipe.train.batch_size % (8 * recipe.train.accumulate) != 0,
+            "train.batch_size: must be a multiple of 8 (and train.accumulate times 8) with augment.mixup_probability, "
+            "augment.paste_probability or train.rank_loss",
+        ),
+        (
+            augment.paste_probability > 0
+            and not (recipe.train.frame_loss > 0 and recipe.train.clip_loss == recipe.train.segment_loss == 0),
+            "augment.paste_probability: cuts into what a whole clip's labels say; needs train.frame_loss alone",
+        ),
+        (
+            recipe.train.rank_loss > 0 and recipe.train.clip_loss == recipe.train.segment_loss == 0,
+            "train.rank_loss: ranks by the clips' scores, and so goes with train.clip_loss or train.segment_loss",
         ),
         (recipe.train.batch_size % recipe.train.accumulate != 0, "train.accumulate: must divide train.batch_size"),
         (
@@ -299,10 +310,11 @@ def _check(recipe: Recipe, origin: str) -> None:
         ),
         (recipe.predict.hop_seconds > audio.clip_seconds, "predict.hop_seconds: longer than a clip leaves gaps"),
         (
-            recipe.train.patience > 0
+            (recipe.train.patience > 0 or recipe.train.plateau_epochs > 0 or recipe.train.watch != "loss")
             and recipe.folds.validation_fraction == 0
             and "validation" not in recipe.folds.split,
-            "train.patience: needs folds.validation_fraction above 0, or a validation part in folds.split",
+            "train.patience, plateau_epochs, watch: need folds.validation_fraction above 0, or a validation part in "
+            "folds.split",
         ),
     )
     for wrong, message in faults:

@@ -69,3 +69,38 @@ def test_frames_match_a_loop():
         twin.append(np.mean(cost))
     np.testing.assert_allclose(numpy(losses.framewise_cross_entropy(z, t, mask)), twin, rtol=1e-5)
     assert numpy(losses.framewise_cross_entropy(z, t, np.zeros_like(mask))).tolist() == [0, 0]
+
+
+def test_rank_loss_matches_pair_by_pair():
+    z = RNG.normal(0, 3, (16, 4)).astype(np.float32)
+    t, m = RNG.random((16, 4)).round(1).astype(np.float32), RNG.integers(0, 2, (16, 4)).astype(np.float32)
+    t[3] = 0
+    twin = np.zeros(16)
+    for i in range(16):
+        cost = total = 0.0
+        for j in range(i // 8 * 8, i // 8 * 8 + 8):
+            for c in range(4):
+                weight = float(t[i, c] * m[i, c] * (1 - t[j, c]) * m[j, c])
+                cost, total = cost + weight * np.logaddexp(0, float(z[j, c] - z[i, c])), total + weight
+        twin[i] = cost / total if total else 0
+    np.testing.assert_allclose(numpy(losses.rank_loss(z, t, m)), twin, rtol=1e-5, atol=1e-7)
+    assert twin[3] == 0
+
+
+def test_rank_loss_falls_as_the_auc_rises():
+    t = np.array([[1], [1], [0], [0], [0], [0], [0], [0]], np.float32)
+    right = numpy(losses.rank_loss(20 * t, t, np.ones_like(t)))
+    wrong = numpy(losses.rank_loss(-20 * t, t, np.ones_like(t)))
+    np.testing.assert_allclose(right, 0, atol=1e-6)
+    np.testing.assert_allclose(wrong, 20 * t[:, 0], rtol=1e-6)
+
+
+def test_present_and_absent_are_told_apart():
+    z, t = RNG.normal(0, 4, (4, 5, 3)).astype(np.float32), RNG.integers(0, 2, (4, 5, 3)).astype(np.float32)
+    m = RNG.integers(0, 2, (4, 5, 3)).astype(np.float32)
+    sums, counts = (numpy(part) for part in losses.apart(z, t, m))
+    plain = numpy(keras.losses.binary_crossentropy(t[..., None], z[..., None], from_logits=True))
+    for side, kind in enumerate((1, 0)):
+        chosen = (m == 1) & (t == kind)
+        np.testing.assert_allclose(sums[side], plain[chosen].sum(), rtol=1e-5)
+        assert counts[side] == chosen.sum()

@@ -20,6 +20,7 @@ def balance(
     keep: str = "shortest",
     first_seconds: float = 0.0,
     last_seconds: float = 0.0,
+    sample_power: float = 0.0,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Sections of a training part such that no species has too many or, where its audio allows, too few.
 
@@ -34,6 +35,10 @@ def balance(
     `first_seconds` or `last_seconds` recordings are not cut: a section is the recording's first so many seconds, or
     its last, or there is one of each; the two are one where they meet.
 
+    Last, with a `sample_power` p, the sections of rarer species are repeated, as evenly as above, until a species of n
+    samples has `n * (most / n) ** p` (rounded), where the commonest has `most`: as a sampler would draw them that
+    weighs each sample by n ^ -p.
+
     Args:
         recordings: The training part; rows of the same `recording` count once, as the first of them.
         down_to: The most recordings a species keeps; None or 0: all.
@@ -42,6 +47,7 @@ def balance(
         repeat: Whether to repeat the sections of a species that is still short.
         keep: `"shortest"` or `"recent"`.
         first_seconds, last_seconds: 0: recordings are cut as above.
+        sample_power: Between 0 (none) and 1 (every species as often as the commonest).
 
     Returns:
         Sections, sorted: `recording, start_seconds, end_seconds, repeats` (samples an epoch). A recording without a
@@ -62,7 +68,7 @@ def balance(
     unknown = table.loc[~(table["duration_seconds"] > 0), "recording"]
     if len(unknown):
         raise UserError(f"balance: {len(unknown)} recordings without duration ({unknown.iloc[0]}, ...): run prepare")
-    sections, report = [], []
+    parts: dict[str, tuple[list, list[int], int, int]] = {}
     order = _dropped_first(table, keep)
     for species, part in table.groupby("primary_label", sort=True):
         aim = up_to if species and up_to else 0
@@ -77,11 +83,16 @@ def balance(
                 for name, count in _cut(kept, aim, min_section_seconds).items()
                 for i in range(count)
             ]
-        times = _repeat(pieces, aim) if repeat else [1] * len(pieces)
-        sections += [(*piece, count) for piece, count in zip(pieces, times, strict=True)]
-        samples = sum(times)
+        parts[species] = pieces, _repeat(pieces, aim if repeat else 0), len(part), dropped
+    most = max((sum(times) for species, (_, times, *_) in parts.items() if species), default=0)
+    sections, report = [], []
+    for species, (pieces, times, count, dropped) in parts.items():
+        if species and sample_power:
+            times = _repeat(pieces, round(most**sample_power * sum(times) ** (1 - sample_power)))
+        sections += [(*piece, number) for piece, number in zip(pieces, times, strict=True)]
+        samples, aim = sum(times), up_to if species and up_to else 0
         short_by = max(0, aim - samples)
-        report.append((species, len(part), len(kept), dropped, len(pieces), samples - len(pieces), short_by))
+        report.append((species, count, count - dropped, dropped, len(pieces), samples - len(pieces), short_by))
     return (
         pd.DataFrame(sorted(sections), columns=["recording", "start_seconds", "end_seconds", "repeats"]),
         pd.DataFrame(report, columns=["species", "recordings", "kept", "dropped", "sections", "repeats", "short_by"]),

@@ -39,6 +39,8 @@ COLUMNS = {
 }
 STRETCH = ["recording", "start_seconds", "end_seconds"]
 PSEUDO = "pseudo"
+# The primary label of a recording in which no species is.
+NOCALL = "nocall"
 # Pairs of annotations compared at once: bounds the memory of a day-long recording with a row every 5 s.
 PAIRS_AT_ONCE = 10**7
 
@@ -58,9 +60,10 @@ def make_plan(
     """The plan, sorted by recording and time; rows and sections are numbered from 0.
 
     A training recording gives the sections of the balance, a held-out one a single section over all its records. Its
-    primary label is present; all else is absent but for the secondary labels. Without a primary label, all else is
-    unknown. A recording that has annotations gives, whatever its role, one section for each
-    annotated stretch in place of the above (see `annotated_sections`). A section of which nothing is known has no row.
+    primary label is present; all else is absent but for the secondary labels. Where the primary label is `nocall`, all
+    is absent. Without a primary label, all else is unknown. A recording that has annotations gives, whatever its role,
+    one section for each annotated stretch in place of the above (see `annotated_sections`). A section of which nothing
+    is known has no row.
 
     A section no longer than a record has one row, in the record that holds most of it (of equals, the first), cut at
     that record's ends. A longer one has a row in each record that holds at least half a clip of it.
@@ -254,6 +257,9 @@ def _hot(codes: Iterable[str], classes: ClassList) -> np.ndarray:
 def _weak_labels(table: pd.DataFrame, classes: ClassList, secondary: str) -> pd.DataFrame:
     """`targets` and `unknown` of whole recordings, with the table's index."""
     primary = table["primary_label"]
+    # A class list may have a class of that name.
+    silent = (primary == NOCALL) & ~primary.isin(classes.codes)
+    primary = primary.mask(silent, "")
     outside = table.index[(primary != "") & ~primary.isin(classes.codes)]
     if len(outside):
         raise UserError(
@@ -266,7 +272,7 @@ def _weak_labels(table: pd.DataFrame, classes: ClassList, secondary: str) -> pd.
     added = also if secondary == "positive" else [[]] * len(also)
     targets = [";".join(filter(None, [first, *more])) for first, more in zip(primary, added, strict=True)]
     masked = [";".join(codes) if secondary == "unknown" else "" for codes in also]
-    unknown = np.where(primary == "", "*", np.array(masked, object))
+    unknown = np.where((primary == "") & ~silent, "*", np.array(masked, object))
     return pd.DataFrame({"targets": targets, "unknown": unknown}, index=table.index)
 
 

@@ -9,12 +9,12 @@ from birdtpu import random
 from birdtpu.errors import UserError
 from birdtpu.keys import Augment
 from birdtpu.layers.augmentation import Mixup
-from birdtpu.ops import loudness, noise
+from birdtpu.ops import loudness, masking, mixing, noise
 
 
 @dataclass(frozen=True)
 class Waveform:
-    """What a recipe does to waveforms, in this order: same species, mixup, background, noise, loudness.
+    """What a recipe does to waveforms, in this order: flip, paste, same species, mixup, background, noise, loudness.
 
     So noise is measured against the whole scene, and birds that were added lie in one background. What comes after
     (pitch, tempo, crop) then holds for all that was added, where mixup in mel power mixes sounds that each have their
@@ -23,17 +23,20 @@ class Waveform:
     Args:
         augment: The recipe's table.
         mixup: Applied here where `augment.mixup_on` is `waveform`.
+        hop_length: Samples from one frame of the labels to the next.
     """
 
     augment: Augment
     mixup: Mixup
+    hop_length: int
 
     @property
     def active(self) -> bool:
         """Whether anything can change: if not, audio stays integers on its way to the spectrogram."""
         augment = self.augment
         return bool(
-            augment.partner_probability or augment.background_probability or self.mixes or any(self._noises.values())
+            augment.flip_absent_probability or augment.paste_probability
+            or augment.partner_probability or augment.background_probability or self.mixes or any(self._noises.values())
             or augment.loudness_probability
         )  # fmt: skip
 
@@ -66,6 +69,10 @@ class Waveform:
         if not self.active:
             return audio, gain, labels
         audio = loudness.to_float(audio, gain)
+        if self.augment.flip_absent_probability:
+            audio, labels = self._flipped(audio, labels, seed)
+        if self.augment.paste_probability:
+            audio, labels = self._pasted(audio, labels, seed)
         if self.augment.partner_probability:
             audio = self._with_same_species(audio, self._asked(batch, "partner"), seed)
         if self.mixes:
@@ -87,6 +94,28 @@ class Waveform:
         if f"{name}_audio" not in batch:
             raise UserError(f"augment.{name}_probability: the batches hold no {name}_audio; set it to 0")
         return ops.cast(batch[f"{name}_audio"], "float32")
+
+    def _flipped(self, audio: Any, labels: dict[str, Any], seed: Any) -> tuple[Any, dict[str, Any]]:
+        """Backwards, where nothing is known to be present: a song that is turned round is no song of its species."""
+        happens = random.happens(seed, random.stream("flip?"), self.augment.flip_absent_probability)
+        happens = happens * (1 - ops.max(labels["targets"] * labels["target_mask"], axis=1))
+        turned = {"audio": audio}
+        if "frame_targets" in labels:
+            turned |= {name: labels[name] for name in ("frame_targets", "frame_mask")}
+            happens = happens * (1 - ops.max(labels["frame_targets"], axis=(1, 2)))
+        for name, value in turned.items():
+            now = ops.reshape(happens, (-1, *[1] * (len(value.shape) - 1)))
+            turned[name] = ops.where(now >= 1, ops.flip(value, axis=1), value)
+        return turned.pop("audio"), labels | turned
+
+    def _pasted(self, audio: Any, labels: dict[str, Any], seed: Any) -> tuple[Any, dict[str, Any]]:
+        """The partner's sound and labels from its first to its last annotated frame, in place of the own ones."""
+        partner = mixing.partners(random.uniform(seed, random.stream("paste partner")), audio.shape[0])
+        happens = random.happens(seed, random.stream("paste?"), self.augment.paste_probability)
+        said = ops.take(ops.max(labels["frame_mask"], axis=2) > 0, partner, axis=0)
+        said = ops.cast(said, "int32")
+        frames = happens[:, None] * ops.cast(masking.span(said), "float32")
+        return mixing.paste(audio, labels, partner, frames, self.hop_length)
 
     def _with_same_species(self, audio: Any, partner: Any, seed: Any) -> Any:
         """`w * own + (1 - w) * partner` at one level, where the partner is no silence; the level stays."""

@@ -78,7 +78,7 @@ class SoundEventModel:
             augment.mixup_weights if augment.mixup_shares == "weights" else None,
             level=front.scale != "decibel",
         )
-        self.waveform = Waveform(augment, self.mixup)
+        self.waveform = Waveform(augment, self.mixup, front.hop_length)
         self.floor = RandomFloor(augment.floor_probability, augment.floor_max)
         self.spec_augment = SpecAugment(
             augment.time_masks, augment.time_mask_width, augment.frequency_masks, augment.frequency_mask_width

@@ -52,6 +52,13 @@ def apply_masks(image: Any, time_mask: Any, frequency_mask: Any) -> Any:
     return image * keep + ops.mean(image, axis=(1, 2), keepdims=True) * (1 - keep)
 
 
+def span(said: Any) -> Any:
+    """`(batch, frames)` int32 of 0 and 1 to 1 from each row's first 1 to its last; a row of zeros stays so."""
+    before = ops.cumsum(said, axis=1) > 0
+    behind = ops.flip(ops.cumsum(ops.flip(said, axis=1), axis=1), axis=1) > 0
+    return ops.cast(ops.logical_and(before, behind), "int32")
+
+
 def raise_floor(image: Any, floor: Any) -> Any:
     """Cut away what lies below a floor and spread the rest over [0, 1] again: `(max(x, t) - t) / (1 - t)`.
 

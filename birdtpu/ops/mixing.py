@@ -80,6 +80,29 @@ def blend_waveforms(audio: Any, partner: Any, share: Any) -> Any:
     return mixed * level_kept(level, partner)[:, None]
 
 
+def paste(audio: Any, labels: dict[str, Any], partner: Any, frames: Any, hop_length: int) -> tuple[Any, dict[str, Any]]:
+    """Put stretches of the partners over the examples, sound and frames' labels, at the same time of the clip.
+
+    Args:
+        audio: `(batch, samples)`, finite, of whole groups.
+        labels: `frame_targets` and `frame_mask` `(batch, frames, classes)`; others stay as they are.
+        partner: `(batch,)` int32, from `partners`.
+        frames: `(batch, frames)`, 1 where the partner is to be heard. Frame i stands on sample `i * hop_length`, and
+            brings the samples that are nearest to it.
+        hop_length: Samples from frame to frame.
+
+    Returns: audio and labels.
+    """
+    samples, none = audio.shape[1], ops.zeros_like(frames[:, 0])
+    over = ops.repeat(frames, hop_length, axis=1)[:, hop_length // 2 :][:, :samples]
+    over = ops.pad(over, ((0, 0), (0, samples - over.shape[1])))
+    audio = ops.where(over > 0, blend(audio, partner, none, none + 1), audio)
+    there = frames[:, :, None] > 0
+    for name in ("frame_targets", "frame_mask"):
+        labels = {**labels, name: ops.where(there, ops.take(labels[name], partner, axis=0), labels[name])}
+    return audio, labels
+
+
 def mix_targets(targets: Any, mask: Any, partner: Any, share: Any, union: bool) -> tuple[Any, Any]:
     """Targets of mixed examples.
 

@@ -79,7 +79,7 @@ def make_update(
         (loss, fixed), gradients = gradients_of(state["trainable"], state["fixed"], first)
         if train.accumulate > 1:
             (loss, fixed, gradients), _ = scan(further, (loss, fixed, gradients), rest)
-        gradients = clipped(gradients, train.clip_norm)
+        gradients = clipped(gradients, train.clip_norm, train.clip_value)
         weights, slots = optimizer.stateless_apply(state["optimizer"], gradients, state["trainable"])
         decay = ema_decay_at(ops.cast(state["step"], "float32"), train.ema_decay)
         ema = [follow(a, v, decay) for a, v in zip(state["ema"], (*weights, *fixed), strict=True)]
@@ -105,7 +105,7 @@ class JaxStep:
     def __init__(
         self, model: SoundEventModel, optimizer: Any, train: Train, mesh: jax.sharding.Mesh, jit: bool
     ) -> None:
-        self.model, self._accumulate = model, train.accumulate
+        self.model, self.optimizer, self._accumulate = model, optimizer, train.accumulate
         spec = jax.sharding.PartitionSpec
         self._everywhere = jax.sharding.NamedSharding(mesh, spec())
         self._split = jax.sharding.NamedSharding(mesh, spec(None, None, "batch"))
@@ -132,6 +132,11 @@ class JaxStep:
         }
         self._state, losses = self._run(self._state, jax.device_put(stacked, self._split))
         return losses
+
+    def scale_rate(self, factor: float) -> None:
+        slots = self._state["optimizer"]
+        place = next(i for i, v in enumerate(self.optimizer.variables) if v is self.optimizer.rate_scale)
+        slots[place] = jax.device_put(np.asarray(slots[place]) * np.float32(factor), self._everywhere)
 
     def _ordered(self, values: list[Any]) -> list[np.ndarray]:
         return [np.asarray(values[i]) for i in self._order]

@@ -13,12 +13,18 @@ from birdtpu.data.records import frame
 
 @dataclass(frozen=True)
 class Epoch:
-    """One row of the log. `validation_loss` is NaN where nothing is held out."""
+    """One row of the log.
+
+    Validation losses are NaN where nothing is held out; those of what is present and of what is absent are plain
+    cross-entropies.
+    """
 
     epoch: int
     step: int
     loss: float
     validation_loss: float
+    validation_present_loss: float
+    validation_absent_loss: float
     learning_rate: float
     clips_per_second: float
     seconds: float
@@ -71,7 +77,7 @@ class Log:
             # What an interrupted process wrote of this step and later ones is not shown.
             start = Event(wall_time=now, step=row.step, session_log=SessionLog(status=SessionLog.START))
             self._events = [Event(wall_time=now, file_version="brain.Event:2"), start]
-        names = ("loss", "validation_loss", "learning_rate", "clips_per_second")
+        names = [name for name in asdict(row) if name not in ("epoch", "step", "seconds")]
         values = {name: getattr(row, name) for name in names if not math.isnan(getattr(row, name))}
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
         self._events.append(Event(wall_time=now, step=row.step, summary=summary))

@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from birdtpu.errors import Stopped, UserError
+from birdtpu.keys import Train
 from birdtpu.training.checkpoint import Checkpoint, Checkpoints
 from birdtpu.training.log import Epoch, Log
 from birdtpu.training.step import Step
@@ -43,6 +44,15 @@ class Saving:
         self.checkpoints.save(replace(checkpoint, notes={**checkpoint.notes, "identity": self.identity}))
 
 
+class Validation(NamedTuple):
+    """Losses on what is held out: the recipe's, the cross-entropies apart, and the one that shall get better."""
+
+    loss: float
+    present_loss: float
+    absent_loss: float
+    watched: float
+
+
 @dataclass
 class Progress:
     """What the loop remembers beside the step's own state.
@@ -52,6 +62,8 @@ class Progress:
         losses: Those of the epoch that is on.
         seconds: Its time in earlier processes.
         best, best_loss, best_epoch: Of the validation part.
+        lowered: How often the learning rate was lowered.
+        lowered_epoch: When, last.
     """
 
     done: int = 0
@@ -60,11 +72,14 @@ class Progress:
     best: Weights | None = None
     best_loss: float = math.inf
     best_epoch: int = 0
+    lowered: int = 0
+    lowered_epoch: int = 0
 
     def to_checkpoint(self, step: Step, log: Log) -> Checkpoint:
         """All that a new process needs to go on to the same result."""
         best = {f"best/{i:04d}": value for i, value in enumerate(self.best or [])}
         notes = {"losses": self.losses, "seconds": self.seconds, "best_epoch": self.best_epoch, "rows": log.state()}
+        notes |= {"lowered": self.lowered, "lowered_epoch": self.lowered_epoch}
         if self.best is not None:
             notes["best_loss"] = self.best_loss
         state = step.state()
@@ -79,8 +94,9 @@ class Progress:
         try:
             step.restore(checkpoint.arrays)
             log.restore(notes["rows"])
-            best_loss, best_epoch = notes.get("best_loss", math.inf), notes["best_epoch"]
-            return cls(checkpoint.step, notes["losses"], notes["seconds"], best or None, best_loss, best_epoch)
+            best_loss = notes.get("best_loss", math.inf)
+            rest = [notes[key] for key in ("best_epoch", "lowered", "lowered_epoch")]
+            return cls(checkpoint.step, notes["losses"], notes["seconds"], best or None, best_loss, *rest)
         except (KeyError, TypeError) as error:
             raise ValueError(f"a checkpoint of another version of birdtpu ({error})") from error
 
@@ -94,8 +110,8 @@ def fit(
     batch_size: int,
     learning_rate: Callable[[int], float],
     log: Log,
-    validate: Callable[[Weights], float] | None = None,
-    patience: int = 0,
+    validate: Callable[[Weights], Validation] | None = None,
+    train: Train,
     progress: Progress | None = None,
     saving: Saving | None = None,
     steps_per_call: int = 1,
@@ -109,8 +125,9 @@ def fit(
         batch_size: Rows of a step, for clips/s.
         learning_rate: Of a step, for the log.
         log: Where the epochs are written.
-        validate: Averaged weights -> loss on what is held out; then the best epoch's weights are kept, else the last's.
-        patience: Epochs without a better validation loss before stopping; 0 never stops early.
+        validate: Averaged weights -> losses on what is held out; then the best epoch's weights are kept, else the
+            last's.
+        train: The recipe's, for `patience`, `plateau_epochs` and `plateau_factor`.
         progress: Where `step` and `log` stand; None: at the start. Changed in place.
         saving: None saves nothing and leaves signals alone.
         steps_per_call: Calls begin at the same steps however often a training is taken up: bits depend on it.
@@ -120,6 +137,7 @@ def fit(
     """
     from tqdm.auto import tqdm
 
+    patience = train.patience
     now = progress if progress is not None else Progress()
     feed, last, spoken, saved, saved_step = step.feed(batches), None, *([time.perf_counter()] * 2), now.done
     began = time.perf_counter() - now.seconds
@@ -149,7 +167,9 @@ def fit(
                 now.seconds = time.perf_counter() - began
                 _check(now, steps_per_epoch)
             if ends:
-                tqdm.write(_end_epoch(now, step, log, validate, learning_rate, steps_per_epoch, batch_size, epochs))
+                tqdm.write(
+                    _end_epoch(now, step, log, validate, learning_rate, steps_per_epoch, batch_size, epochs, train)
+                )
                 began = time.perf_counter()
                 if _is_over(now, steps_per_epoch, patience):
                     tqdm.write(
@@ -196,32 +216,41 @@ def _end_epoch(
     now: Progress,
     step: Step,
     log: Log,
-    validate: Callable[[Weights], float] | None,
+    validate: Callable[[Weights], Validation] | None,
     learning_rate: Callable[[int], float],
     steps_per_epoch: int,
     batch_size: int,
     epochs: int,
+    train: Train,
 ) -> str:
     """Validate, write the epoch down, begin the next; returns its line."""
     began = time.perf_counter()
     epoch, loss, speed = -(-now.done // steps_per_epoch), float(np.mean(now.losses)), len(now.losses) * batch_size
     speed /= max(now.seconds, 1e-9)
-    held_out = math.nan
+    held_out = Validation(*[math.nan] * 4)
+    rate = learning_rate(now.done - 1) * train.plateau_factor**now.lowered
+    lowered = ""
     if validate is not None:
         weights = step.averaged()
         held_out = validate(weights)
-        if not math.isfinite(held_out):
+        if not math.isfinite(held_out.watched):
             raise UserError(
-                f"the validation loss is {held_out} in epoch {epoch}: lower train.learning_rate or set train.clip_norm"
+                f"the validation loss is {held_out.watched} in epoch {epoch}: lower train.learning_rate or set "
+                "train.clip_norm"
             )
-        if held_out < now.best_loss:
-            now.best, now.best_loss, now.best_epoch = weights, held_out, epoch
+        if held_out.watched < now.best_loss:
+            now.best, now.best_loss, now.best_epoch = weights, held_out.watched, epoch
+        elif train.plateau_epochs and epoch - max(now.best_epoch, now.lowered_epoch) >= train.plateau_epochs:
+            step.scale_rate(train.plateau_factor)
+            now.lowered, now.lowered_epoch = now.lowered + 1, epoch
+            lowered = f"  learning rate lowered to {train.plateau_factor**now.lowered:.3g} of its schedule"
     seconds = now.seconds + time.perf_counter() - began
-    log.add(Epoch(epoch, now.done, loss, held_out, learning_rate(now.done - 1), speed, seconds))
+    losses = loss, held_out.loss, held_out.present_loss, held_out.absent_loss
+    log.add(Epoch(epoch, now.done, *losses, rate, speed, seconds))
     now.losses, now.seconds = [], 0.0
     text = f"epoch {epoch:3d}/{epochs}  loss {loss:.4f}"
-    text += "" if math.isnan(held_out) else f"  validation {held_out:.4f}"
-    return f"{text}  {speed:.0f} clips/s  {seconds:.0f} s"
+    text += "" if validate is None else f"  validation {held_out.loss:.4f}"
+    return f"{text}  {speed:.0f} clips/s  {seconds:.0f} s{lowered}"
 
 
 @contextlib.contextmanager

@@ -17,6 +17,20 @@ Batch = dict[str, Any]
 Arrays = dict[str, np.ndarray]
 
 
+class PlateauAdamW(keras.optimizers.AdamW):
+    """AdamW whose schedule is multiplied by `rate_scale`, a variable among its others."""
+
+    def build(self, variables: Sequence[Any]) -> None:
+        if self.built:
+            return
+        super().build(variables)
+        # As `iterations`: equal on every replica.
+        self.rate_scale = self.add_variable((), "ones", aggregation="only_first_replica", name="rate_scale")
+
+    def _get_current_learning_rate(self) -> Any:
+        return super()._get_current_learning_rate() * self.rate_scale
+
+
 class Step(Protocol):
     """A network, its optimiser and their moving average (EMA) on some devices.
 
@@ -30,6 +44,10 @@ class Step(Protocol):
 
     def run(self, feed: Iterator[Any], count: int) -> Any:
         """Take `count` steps in one call: their losses `(count,)`. Raises StopIteration where the batches end."""
+        ...
+
+    def scale_rate(self, factor: float) -> None:
+        """Multiply the learning rate of all later steps. Of an optimiser with `train.plateau_epochs`."""
         ...
 
     def averaged(self) -> list[np.ndarray]:
@@ -75,7 +93,8 @@ def resolved(train: Train, replicas: int) -> Train:
 def make_optimizer(network: keras.Model, train: Train, steps: int) -> keras.optimizers.Optimizer:
     """AdamW with warm-up and cosine; vectors (biases, norms) do not decay. Built, so that its state can be restored."""
     schedule = warmup_cosine(train.learning_rate, train.min_learning_rate, steps, train.warmup_fraction)
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=train.weight_decay)
+    kind = PlateauAdamW if train.plateau_epochs else keras.optimizers.AdamW
+    optimizer = kind(schedule, weight_decay=train.weight_decay)
     vectors = [variable for variable in network.trainable_variables if len(variable.shape) < 2]
     if vectors:
         optimizer.exclude_from_weight_decay(var_list=vectors)
@@ -100,6 +119,8 @@ def loss_of(outputs: dict[str, Any], labels: dict[str, Any], train: Train) -> An
     if train.segment_loss:
         highest = ops.max(outputs["segmentwise_logits"], axis=1)
         cost += train.segment_loss * losses.binary_cross_entropy(highest, targets, mask, **how)
+    if train.rank_loss:
+        cost += train.rank_loss * losses.rank_loss(outputs["clipwise_logits"], targets, mask)
     if train.frame_loss:
         cost += train.frame_loss * losses.framewise_cross_entropy(
             outputs["segmentwise_logits"], labels["frame_targets"], labels["frame_mask"]
@@ -107,8 +128,10 @@ def loss_of(outputs: dict[str, Any], labels: dict[str, Any], train: Train) -> An
     return ops.sum(cost * labels["weight"]) / train.batch_size
 
 
-def clipped(gradients: Sequence[Any], norm: float) -> list[Any]:
-    """Gradients scaled down together to a global norm of at most `norm`; 0 does not clip."""
+def clipped(gradients: Sequence[Any], norm: float, value: float = 0.0) -> list[Any]:
+    """Gradients scaled down together to a global norm of at most `norm`, each cut to `value`; 0 does not clip."""
+    if value:
+        gradients = [ops.clip(gradient, -value, value) for gradient in gradients]
     if not norm:
         return list(gradients)
     total = ops.sqrt(sum(ops.sum(ops.square(gradient)) for gradient in gradients))

@@ -84,11 +84,11 @@ class TensorFlowStep:
                 with tf.control_dependencies([loss, *gradients]):
                     further, more = gradients_of(batch)
                 loss, gradients = loss + further, [a + b for a, b in zip(gradients, more, strict=True)]
-            if replicas > 1 and (train.clip_norm or not summed_by_keras):
-                gradients = clipped(sums(gradients), train.clip_norm)
+            if replicas > 1 and (train.clip_norm or train.clip_value or not summed_by_keras):
+                gradients = clipped(sums(gradients), train.clip_norm, train.clip_value)
                 gradients = [g / replicas for g in gradients] if summed_by_keras else gradients
             elif replicas == 1:
-                gradients = clipped(gradients, train.clip_norm)
+                gradients = clipped(gradients, train.clip_norm, train.clip_value)
             if replicas > 1 and statistics and not train.synchronized_batch_norm:
                 # So that every replica holds the same state, and a checkpoint of one is a checkpoint of all.
                 for variable, total in zip(statistics, sums([v.read_value() for v in statistics]), strict=True):
@@ -110,6 +110,10 @@ class TensorFlowStep:
             return self._run(feed, tf.constant(count))
         except tf.errors.OutOfRangeError:
             raise StopIteration from None
+
+    def scale_rate(self, factor: float) -> None:
+        scale = self.optimizer.rate_scale
+        scale.assign(scale.numpy() * factor)
 
     def averaged(self) -> list[Any]:
         return [average.numpy() for average in self.ema]

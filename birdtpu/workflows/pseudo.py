@@ -97,7 +97,7 @@ def _audio_hashes(folders: Sequence[str]) -> dict[str, str]:
 
 def any_species(recipe: Recipe) -> Recipe:
     """The recipe for folders whose labels do not count: those of other species are no error there."""
-    labels = recipe.labels.model_copy(update={"classes": "", "filter_to_classes": True})
+    labels = recipe.labels.model_copy(update={"classes": "", "filter_to_classes": True, "nocall": ""})
     return recipe.model_copy(update={"labels": labels})
 
 

@@ -28,7 +28,7 @@ from birdtpu.species import ClassList
 from birdtpu.storage import PathLike
 from birdtpu.training.machine import prepare_for_tpu
 from birdtpu.workflows import transfer
-from birdtpu.workflows.pseudo import Pseudo, check_teachers, open_pseudo, with_pseudo
+from birdtpu.workflows.pseudo import Pseudo, any_species, check_teachers, open_pseudo, with_pseudo
 
 _NO_MEMORY = "the device has no memory for a step: raise train.accumulate, or lower train.batch_size"
 
@@ -41,11 +41,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Prepared folders as one: what the recipe leaves of their tables, and all their records (`load_all_records`)."""
+    """Prepared folders as one: what the recipe leaves of their tables, and all their records (`load_all_records`).
+
+    `with_nocall` adds folders, records and a table of recordings without any species.
+    """
 
     folders: list[str]
     tables: tables.Tables
     records: pd.DataFrame
+    nocall: pd.DataFrame | None = None
 
 
 def train(
@@ -113,7 +117,7 @@ def _train(
         # A process killed while it removed them leaves some, and nothing else would.
         checkpoints.clear()
         raise UserError(f"run {run}: holds a finished run; give another folder or remove it")
-    prepared = open_prepared(recipe, folders)
+    prepared = with_nocall(recipe, open_prepared(recipe, folders))
     pseudo = None if pseudo_file is None else open_pseudo(recipe, pseudo_file, unlabelled, folders, open_prepared)
     # Keras stands behind them, and its backend is chosen by now.
     from birdtpu.training.loop import Saving
@@ -253,6 +257,19 @@ def open_prepared(recipe: Recipe, folders: Sequence[str], classes: ClassList | N
     return Prepared(list(folders), kept, shards.load_all_records(folders))
 
 
+def with_nocall(recipe: Recipe, prepared: Prepared) -> Prepared:
+    """The same with the recordings of `labels.nocall`, to be trained on in any fold."""
+    if not recipe.labels.nocall:
+        return prepared
+    folders = data_folders(recipe.labels.nocall)
+    found = open_prepared(any_species(recipe), folders).tables.recordings
+    # What is labelled, or held out, is no silence.
+    found = found[~found["recording"].isin(prepared.tables.recordings["recording"])]
+    nocall = found.assign(primary_label=planning.NOCALL, secondary_labels="", fold="train")
+    every = [*prepared.folders, *folders]
+    return replace(prepared, folders=every, records=shards.load_all_records(every), nocall=nocall)
+
+
 def make_plan(
     recipe: Recipe, prepared: Prepared, fold: str | int | None, pseudo: Pseudo | None = None
 ) -> tuple[ClassList, pd.DataFrame, pd.DataFrame]:
@@ -268,12 +285,19 @@ def make_plan(
         classes = tables.class_list(replace(prepared.tables, annotations=timed))
     cut = {"validation_fraction": recipe.folds.validation_fraction, "seed": recipe.folds.seed}
     roles = folding.roles(recordings, fold=fold, **cut)
+    labelled, labelled_roles = recordings, roles
+    if prepared.nocall is not None:
+        recordings = pd.concat([recordings, prepared.nocall], ignore_index=True)
+        roles = pd.Series([*roles, *["train"] * len(prepared.nocall)])
     sections, report = balancing.balance(
         recordings[roles == "train"],
         down_to=recipe.balance.down_to,
         up_to=recipe.balance.up_to,
         min_section_seconds=recipe.balance.min_section_seconds or recipe.audio.clip_seconds,
-        **{key: getattr(recipe.balance, key) for key in ("repeat", "keep", "first_seconds", "last_seconds")},
+        **{
+            key: getattr(recipe.balance, key)
+            for key in ("repeat", "keep", "first_seconds", "last_seconds", "sample_power")
+        },
     )
     weights = tables.rating_weights(recordings) if recipe.labels.weight_by_rating else None
     plan = planning.make_plan(
@@ -288,7 +312,7 @@ def make_plan(
         weights=weights,
     )
     if pseudo is not None:
-        plan = with_pseudo(plan, pseudo, recipe, prepared.tables, recordings, roles)
+        plan = with_pseudo(plan, pseudo, recipe, prepared.tables, labelled, labelled_roles)
     return classes, plan, report
 
 
@@ -395,7 +419,7 @@ def _fit(
                 learning_rate=lambda index: float(schedule(index)),
                 log=log,
                 validate=_validation(model, draft, plan, prepared, common),
-                patience=knobs.patience,
+                train=knobs,
                 progress=progress,
                 saving=saving,
                 steps_per_call=accelerator.steps_per_call,
@@ -455,12 +479,16 @@ def _named_memory() -> Iterator[None]:
 
 
 def _validation(model: Any, draft: Run, plan: pd.DataFrame, prepared: Prepared, common: dict[str, Any]) -> Any:
-    """Averaged weights -> loss on the validation part; None where there is none."""
+    """Averaged weights -> losses on the validation part; None where there is none."""
     import keras
+    from keras import ops
 
     from birdtpu.data import pipeline
     from birdtpu.inference.runtimes.keras import compiled
+    from birdtpu.losses import apart
     from birdtpu.models.build import pcm_to_float
+    from birdtpu.ops.pooling import over_frames
+    from birdtpu.training.loop import Validation
     from birdtpu.training.step import loss_of
 
     held = plan[plan["role"] == "validation"].reset_index(drop=True)
@@ -468,13 +496,19 @@ def _validation(model: Any, draft: Run, plan: pd.DataFrame, prepared: Prepared, 
         return None
     recipe, network = draft.recipe, model.network
 
-    def loss(weights: list[Any], batch: dict[str, Any]) -> Any:
+    def losses(weights: list[Any], batch: dict[str, Any]) -> Any:
         # The step owns the network's variables: the averaged weights stand in for them here.
         with keras.StatelessScope(state_mapping=list(zip(network.variables, weights, strict=True))):
             if model.instances > 1:
                 batch = model.choose(batch, network(model.log_mels(batch), training=False)["clipwise_logits"])
             outputs = model(pcm_to_float(batch))
-        return loss_of(outputs, batch, recipe.train)
+        real = ops.cast(batch["weight"] > 0, "float32")
+        if recipe.train.frame_loss:
+            logits = over_frames(outputs["segmentwise_logits"], model.frames)
+            sides = logits, batch["frame_targets"], batch["frame_mask"] * real[:, None, None]
+        else:
+            sides = outputs["clipwise_logits"], batch["targets"], batch["target_mask"] * real[:, None]
+        return loss_of(outputs, batch, recipe.train), *apart(*sides)
 
     batches = pipeline.batches(
         prepared.folders,
@@ -485,14 +519,21 @@ def _validation(model: Any, draft: Run, plan: pd.DataFrame, prepared: Prepared, 
         cache=True,
         **common,
     )
-    compiled_loss = compiled(loss)
+    compiled_losses = compiled(losses)
 
-    def validate(weights: list[np.ndarray]) -> float:
+    def validate(weights: list[np.ndarray]) -> Validation:
         total = weight = 0.0
+        sums, counts = np.zeros(2), np.zeros(2)
         for batch in batches.as_numpy_iterator():
-            total += float(compiled_loss(weights, batch)) * recipe.train.batch_size
+            loss, *sides = compiled_losses(weights, batch)
+            total += float(loss) * recipe.train.batch_size
             weight += float(batch["weight"].sum())
-        return total / weight
+            sums, counts = sums + np.asarray(sides[0]), counts + np.asarray(sides[1])
+        with np.errstate(invalid="ignore"):
+            present, absent = sums / counts
+        both = np.array([present, absent])[counts > 0]
+        watched = total / weight if recipe.train.watch == "loss" else float(both.mean())
+        return Validation(total / weight, present, absent, watched)
 
     return validate
 

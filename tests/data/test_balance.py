@@ -200,3 +200,21 @@ def test_ends_are_repeated_to_the_aim():
     )
     assert sections["repeats"].tolist() == [3, 2] and sections["end_seconds"].tolist() == [6, 6]
     assert report.loc[0, ["sections", "repeats", "short_by"]].tolist() == [2, 3, 0]
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_rarer_species_are_sampled_by_a_power_of_their_count(power):
+    table = make_table([("a", 10.0)] * 64 + [("b", 10.0)] * 16 + [("c", 10.0), ("", 10.0)])
+    sections, report = balance(table, down_to=0, up_to=0, min_section_seconds=5, sample_power=power)
+    named = sections.merge(table, on="recording")
+    samples = named.groupby("primary_label")["repeats"].sum().to_dict()
+    assert samples == {"a": 64, "b": {0.0: 16, 0.5: 32, 1.0: 64}[power], "c": {0.0: 1, 0.5: 8, 1.0: 64}[power], "": 1}
+    # As a sampler that weighs each sample by n ^ -power: each species' share of the draws.
+    weight = {name: count**-power * count for name, count in (("a", 64), ("b", 16), ("c", 1))}
+    for name, each in weight.items():
+        share = samples[name] / sum(samples[key] for key in weight)
+        assert share == pytest.approx(each / sum(weight.values()), rel=0.01)
+    assert report.set_index("species")["repeats"].to_dict() == {
+        name: samples[name] - count for name, count in (("a", 64), ("b", 16), ("c", 1), ("", 1))
+    }
+    assert named[named["primary_label"] == "b"]["repeats"].nunique() == 1

@@ -12,6 +12,7 @@ from birdtpu.layers.waveform import Waveform
 
 RNG = np.random.default_rng(0)
 SAMPLES = 4000
+HOP, FRAMES = 128, 1 + 4000 // 128
 
 
 def numpy(x):
@@ -24,7 +25,7 @@ def labels_of(data: dict) -> dict:
 
 def waveform(**keys) -> Waveform:
     augment = Augment(**{"mixup_probability": 0.0} | keys)
-    return Waveform(augment, Mixup(augment.mixup_probability, 0.5, True))
+    return Waveform(augment, Mixup(augment.mixup_probability, 0.5, True), HOP)
 
 
 def batch(rows: int = 16, **more) -> dict:
@@ -167,3 +168,62 @@ def test_same_eager_and_compiled():
 def test_a_batch_without_what_is_asked_for_is_named(name):
     with pytest.raises(UserError, match=rf"augment\.{name}_probability: the batches hold no {name}_audio"):
         waveform(**{f"{name}_probability": 0.5})(batch(), labels_of(batch()))
+
+
+def boxes(rows: int = 16) -> dict:
+    """Frames' labels with one box a row, of class `row % 3`; odd rows' boxes say no, and every fifth row has none."""
+    targets, mask = np.zeros((2, rows, FRAMES, 3), np.float32)
+    for row in range(rows):
+        first = int(RNG.integers(0, FRAMES - 6))
+        if row % 5:
+            mask[row, first : first + 5, row % 3] = 1
+            targets[row, first : first + 5, row % 3] = 1 - row % 2
+    return {"frame_targets": targets, "frame_mask": mask}
+
+
+def with_boxes(layer: Waveform, data: dict) -> tuple[np.ndarray, dict]:
+    names = ("targets", "target_mask", "frame_targets", "frame_mask")
+    sound, _, labels = compiled(lambda data: layer(data, {name: data[name] for name in names}))(data)
+    return numpy(sound), {name: numpy(labels[name]) for name in names}
+
+
+def test_what_is_absent_is_played_backwards_and_nothing_else_is():
+    frames = boxes()
+    targets = np.zeros((16, 3), np.float32)
+    targets[2, 1] = 1
+    data = batch(**frames) | {"targets": targets, "target_mask": np.ones_like(targets)}
+    sound, labels = with_boxes(waveform(flip_absent_probability=1.0), data)
+    present = (targets.max(axis=1) > 0) | (frames["frame_targets"].max(axis=(1, 2)) > 0)
+    assert 4 < present.sum() < 12
+    for row in range(16):
+        step = 1 if present[row] else -1
+        np.testing.assert_array_equal(sound[row], data["audio"][row, ::step])
+        for name, value in frames.items():
+            np.testing.assert_array_equal(labels[name][row], value[row, ::step])
+    some, _ = with_boxes(waveform(flip_absent_probability=0.5), data)
+    turned = (some != data["audio"]).any(axis=1)
+    assert not turned[present].any() and 0 < turned[~present].sum() < (~present).sum()
+
+
+def test_an_annotated_stretch_is_cut_out_and_pasted_with_its_labels():
+    data = batch(**boxes()) | {"targets": np.zeros((16, 3), np.float32), "target_mask": np.zeros((16, 3), np.float32)}
+    sound, labels = with_boxes(waveform(paste_probability=1.0), data)
+    nearest = np.minimum((np.arange(SAMPLES) + HOP // 2) // HOP, FRAMES - 1)
+    partners = set()
+    for row in range(16):
+        group = [other for other in range(row // 8 * 8, row // 8 * 8 + 8) if other != row]
+        fits = []
+        for other in group:
+            there = data["frame_mask"][other].max(axis=1) > 0
+            twin = np.where(there[nearest], data["audio"][other], data["audio"][row])
+            frames = {
+                name: np.where(there[:, None], data[name][other], data[name][row])
+                for name in ("frame_targets", "frame_mask")
+            }
+            same = all(np.array_equal(labels[name][row], frames[name]) for name in frames)
+            fits += [other - row] if same and np.allclose(sound[row], twin, rtol=1e-6, atol=0) else []
+        assert fits
+        partners.update(fits)
+    assert len(partners) > 4
+    untouched, _ = with_boxes(waveform(paste_probability=1e-9), data)
+    np.testing.assert_array_equal(untouched, data["audio"])

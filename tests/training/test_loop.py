@@ -11,9 +11,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from birdtpu.errors import Stopped, UserError
+from birdtpu.keys import Train
 from birdtpu.training.checkpoint import Checkpoint, Checkpoints
 from birdtpu.training.log import Log
-from birdtpu.training.loop import Progress, Saving, fit
+from birdtpu.training.loop import Progress, Saving, Validation, fit
 
 
 class FakeStep:
@@ -21,6 +22,7 @@ class FakeStep:
 
     def __init__(self, losses, at=lambda done: None):
         self.losses, self.done, self.calls, self.at = losses, 0, [], at
+        self.scaled = []
 
     def feed(self, batches):
         return iter(batches)
@@ -32,6 +34,9 @@ class FakeStep:
         self.done += count
         self.at(self.done)
         return np.array(self.losses[self.done - count : self.done])
+
+    def scale_rate(self, factor):
+        self.scaled.append((self.done, factor))
 
     def averaged(self):
         return [np.full(1, self.done)]
@@ -46,6 +51,8 @@ class FakeStep:
 def run(step, tmp_path, batches=10, **changes):
     options = {"steps": 6, "steps_per_epoch": 2, "batch_size": 8, "learning_rate": lambda i: 0.1}
     options["log"] = Log(str(tmp_path))
+    knobs = {key: changes.pop(key) for key in list(changes) if key in Train.model_fields and key not in options}
+    options["train"] = Train(**knobs)
     return fit(step, iter([{}] * batches), **(options | changes)), (options | changes)["log"]
 
 
@@ -60,11 +67,45 @@ def test_the_loop_takes_any_iterator_and_logs_every_epoch(tmp_path):
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+def held_out(losses):
+    """A `validate` that says these losses, one an epoch."""
+    said = iter(losses)
+
+    def validate(_):
+        loss = next(said)
+        return Validation(loss, loss / 2, loss * 2, loss)
+
+    return validate
+
+
 def test_the_best_epoch_is_kept_and_patience_ends_training(tmp_path):
-    held_out = iter([3.0, 1.0, 2.0, 2.5, 9.0])
     step = FakeStep([1.0] * 10)
-    weights, log = run(step, tmp_path, steps=10, validate=lambda w: next(held_out), patience=2)
+    weights, log = run(step, tmp_path, steps=10, validate=held_out([3.0, 1.0, 2.0, 2.5, 9.0]), patience=2)
     assert weights[0] == 4 and step.done == 8 and len(log.rows) == 4
+    assert [(row.validation_loss, row.validation_present_loss, row.validation_absent_loss) for row in log.rows[:2]] == [
+        (3.0, 1.5, 6.0), (1.0, 0.5, 2.0),
+    ]  # fmt: skip
+
+
+def test_the_learning_rate_falls_where_the_validation_loss_stands_still(tmp_path):
+    step, losses = FakeStep([1.0] * 20), [3.0, 1.0, 2.0, 2.0, 2.0, 2.0, 0.5, 1.0, 1.0, 1.0]
+    options = {"steps": 20, "plateau_epochs": 2, "plateau_factor": 0.5, "patience": 9}
+    weights, log = run(step, tmp_path, batches=20, validate=held_out(losses), **options)
+    # Two epochs after the best one, two after it was lowered, and two after the next best.
+    assert step.scaled == [(8, 0.5), (12, 0.5), (18, 0.5)] and weights[0] == 14
+    assert [row.learning_rate for row in log.rows] == pytest.approx([0.1] * 4 + [0.05] * 2 + [0.025] * 3 + [0.0125])
+
+
+def test_a_lowered_learning_rate_outlives_the_process(tmp_path):
+    step, options = FakeStep([1.0] * 8), {"steps": 8, "plateau_epochs": 1, "plateau_factor": 0.1}
+    checkpoint = Progress(4, best=[np.ones(1)], best_loss=1.0, best_epoch=1, lowered=1, lowered_epoch=2).to_checkpoint(
+        step, Log(str(tmp_path))
+    )
+    log = Log(str(tmp_path))
+    progress = Progress.of(checkpoint, step, log)
+    step.done = 4
+    run(step, tmp_path, log=log, progress=progress, validate=held_out([2.0, 0.5]), **options)
+    assert [row.learning_rate for row in log.rows] == pytest.approx([0.01, 0.001]) and step.scaled == [(6, 0.1)]
 
 
 def test_a_loss_that_is_no_number_ends_training_and_is_not_saved(tmp_path):
@@ -82,7 +123,7 @@ def test_weights_and_validation_losses_that_are_no_numbers_end_training(tmp_path
     with pytest.raises(UserError, match=r"a weight is no number after step 6: lower train\.learning_rate"):
         run(Lost([1.0] * 6), tmp_path)
     with pytest.raises(UserError, match=r"the validation loss is nan in epoch 1: lower train\.learning_rate"):
-        run(FakeStep([1.0] * 6), tmp_path, validate=lambda weights: float("nan"))
+        run(FakeStep([1.0] * 6), tmp_path, validate=held_out([float("nan")]))
 
 
 def test_patience_needs_something_held_out(tmp_path):
@@ -145,7 +186,7 @@ def test_a_signal_while_the_last_epoch_is_validated_stops_and_is_saved(tmp_path,
         if done in signals:
             signals.remove(done)
             os.kill(os.getpid(), signal.SIGTERM)
-        return float(done != 2)
+        return held_out([float(done != 2)])(weights)
 
     # The training's last epoch, or the one that patience ends with.
     options = {"steps": steps, "patience": 2, "batches": 20, "validate": validate}
@@ -175,13 +216,13 @@ def test_three_interruptions_inside_one_epoch_run_the_planned_steps(tmp_path):
 
 
 def test_the_best_weights_and_patience_survive_an_interruption(tmp_path):
-    held_out = {2: 3.0, 4: 1.0, 6: 2.0, 8: 2.5}
+    losses = {2: 3.0, 4: 1.0, 6: 2.0, 8: 2.5}
 
     def at(done):
         if done == 5:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    options = {"steps": 20, "patience": 2, "batches": 20, "validate": lambda w: held_out[int(w[0][0])]}
+    options = {"steps": 20, "patience": 2, "batches": 20, "validate": lambda w: held_out([losses[int(w[0][0])]])(w)}
     with pytest.raises(Stopped):
         taken_up(tmp_path, FakeStep([1.0] * 20, at), **options)
     step = FakeStep([1.0] * 20)

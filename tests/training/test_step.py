@@ -167,7 +167,7 @@ def test_birdcall2020_compiles_to_the_same_step_with_all_its_augmentation():
     always = [f"augment.{name}_probability=1" for name in ("pitch", "tempo", "mixup")]
     images, losses = [], []
     for jit in (True, False):
-        small = [*SHRUNK, *always, "frontend.image_size=[64, 32]", f"train.jit={'on' if jit else 'off'}"]
+        small = [*SHRUNK, *always, "model.backbone=small_cnn", f"train.jit={'on' if jit else 'off'}"]
         recipe = load_recipe("birdcall2020", small)
         tf.config.run_functions_eagerly(not jit)
         model, step = made(recipe)
@@ -175,8 +175,7 @@ def test_birdcall2020_compiles_to_the_same_step_with_all_its_augmentation():
         losses.append(float(step(batch(recipe))))
         tf.config.run_functions_eagerly(False)
     np.testing.assert_allclose(images[0], images[1], atol=1e-4)
-    # Batches of noise look alike: fifty normalizations by their small differences amplify rounding.
-    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_the_same_seeds_give_the_same_steps():
@@ -269,6 +268,34 @@ def test_gradients_are_clipped_together():
         for ours, theirs in zip(clipped(gradients, norm), gradients, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-6)
     assert all(np.isfinite(np.asarray(g)).all() for g in clipped([np.zeros(2, np.float32)], 1.0))
+
+
+def test_gradients_are_cut_to_a_value_before_their_norm():
+    gradients = [np.array([3.0, -0.5], np.float32), np.array([[-4.0]], np.float32)]
+    cut = [np.array([2.0, -0.5], np.float32), np.array([[-2.0]], np.float32)]
+    for ours, theirs in zip(clipped(gradients, 0.0, 2.0), cut, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for ours, theirs in zip(clipped(gradients, 1.0, 2.0), clipped(cut, 1.0), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_learning_rate_is_scaled_from_the_next_step_on_and_kept_in_the_state():
+    recipe = load_recipe("quickstart", [*SHRUNK, "train.plateau_epochs=1", "folds.validation_fraction=0.2"])
+    data = batch(recipe, seed=1)
+    (model, scaled), (_, plain) = made(recipe), made(recipe)
+    for each in (scaled, plain):
+        each(data)
+    before = scaled.step.current()
+    scaled.step.scale_rate(0.0)
+    state = scaled.step.state()
+    for each in (scaled, plain):
+        each(data)
+    still = [np.array_equal(a, b) for a, b in zip(before, scaled.step.current(), strict=True)]
+    assert all(same for same, variable in zip(still, model.network.variables, strict=True) if variable.trainable)
+    moved = [not np.array_equal(a, b) for a, b in zip(before, plain.step.current(), strict=True)]
+    assert sum(moved) > len(moved) / 2
+    plain.step.restore(state)
+    assert digest(plain.step.state()) == digest(state)
 
 
 def test_a_state_is_restored_to_the_bit_and_another_models_is_refused():
