@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile as sf
 
 import birdtpu
+from birdtpu.data.plan import load_plan, recordings_of
 from birdtpu.data.synthesis import synthesize
 from birdtpu.errors import UserError
 from birdtpu.evaluation.compare import LABELS, paired_bootstrap, read_out_of_fold
@@ -508,3 +510,35 @@ def test_show_prints_a_recipe_that_loads_again(capsys, tmp_path):
     assert code == 0
     (tmp_path / "again.toml").write_text(text)
     assert load_recipe(str(tmp_path / "again.toml")).train.epochs == 3
+
+
+def test_recordings_without_birds_are_trained_on_in_any_fold_and_needed_no_longer(world, prepared, tmp_path):
+    audio = tmp_path / "rain"
+    audio.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        sf.write(audio / f"{name}.wav", rng.standard_normal(32000 * 7) / 10, 32000)
+    some = sorted((world / "train_audio").rglob("*.ogg"))[0]
+    # One that is labelled, and held out in one of the folds, lies among them too.
+    shutil.copy(some, audio / some.name)
+    birdtpu.prepare("quickstart", audio, tmp_path / "quiet", settings=TINY, unlabelled=True, workers=1)
+    settings = [*TINY, f"labels.nocall={tmp_path / 'quiet'}", "balance.down_to=0", "balance.up_to=4"]
+    for fold in (0, 1):
+        home = tmp_path / f"fold-{fold}"
+        birdtpu.train("quickstart", prepared, home, fold=fold, settings=settings)
+        plan = load_plan(home / "plan.csv")
+        silent = plan[(plan["targets"] == "") & (plan["unknown"] == "")]
+        assert set(silent["role"]) == {"train"} and recordings_of(silent).nunique() == 2
+        assert silent["section"].nunique() == 4
+        assert not set(recordings_of(plan[plan["role"] == "test"])) & set(recordings_of(plan[plan["role"] == "train"]))
+        assert "nocall" not in open_run(home).classes.codes
+    shutil.rmtree(tmp_path / "quiet")
+    assert birdtpu.evaluate(home, data=prepared)
+    codes = ["nocall", *open_run(home).classes.codes]
+    (tmp_path / "classes.csv").write_text("code\n" + "".join(f"{code}\n" for code in codes))
+    birdtpu.prepare("quickstart", audio, tmp_path / "quiet", settings=TINY, unlabelled=True, workers=1)
+    birdtpu.train(
+        "quickstart", prepared, tmp_path / "own", fold=0, settings=[*settings, f"labels.classes={tmp_path}/classes.csv"]
+    )
+    plan = load_plan(tmp_path / "own" / "plan.csv")
+    assert (plan["targets"] == "nocall").sum() == 4
