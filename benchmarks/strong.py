@@ -8,6 +8,7 @@ is tuned is tuned on the training part. What is finished in DIR is not done agai
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -15,8 +16,7 @@ import shutil
 import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -27,6 +27,7 @@ import soundfile
 from scipy.signal import stft
 
 import birdtpu
+from birdtpu import storage
 from birdtpu.data import audio as reading
 from birdtpu.data.sources.layouts import slug
 from birdtpu.evaluation.events import COLUMNS, EventCounts, events_of_frames, match_events
@@ -46,7 +47,9 @@ GAPS_SECONDS = (0.0, 0.1, 0.2, 0.4)
 LOGITS = np.linspace(-6, 6, 49)
 DECIBELS = np.linspace(-5, 30, 71)
 SMOOTHING_SECONDS = (0.05, 0.1, 0.2)
-ENERGY_RATE, ENERGY_WINDOW, ENERGY_HOP = 22050, 1024, 256
+# The recipe's, and the energy's.
+SAMPLE_RATE, WINDOW_SAMPLES, HOP_SAMPLES = 22050, 1024, 256
+NONE = EventCounts()
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the training part says is best of a class: post-processing, and the F1 that it has there."""
+    """How frames become events of a class, and the F1 that this has on the training part."""
 
     threshold: float
     gap_seconds: float
+    min_seconds: float
     smoothing_seconds: float
-    f1: float
+    training_f1: float = 0.0
+
+
+# (stretch, smoothing in seconds) -> (frames, classes).
+Scores = Callable[[Stretch, float], np.ndarray]
 
 
 def read_events(path: str) -> pd.DataFrame:
@@ -133,7 +141,7 @@ def label_rows(stretch: Stretch, classes: Sequence[str]) -> list[dict]:
     duration = soundfile.info(stretch.path).duration
     edges = np.unique([0.0, duration, *stretch.events["start_seconds"], *stretch.events["end_seconds"]])
     rows = []
-    for start, end in pairwise(edges):
+    for start, end in itertools.pairwise(edges):
         over = stretch.events[(stretch.events["start_seconds"] <= start) & (stretch.events["end_seconds"] >= end)]
         said = {"nocall": "positive"}
         if over["unknown"].any():
@@ -144,15 +152,17 @@ def label_rows(stretch: Stretch, classes: Sequence[str]) -> list[dict]:
     return rows
 
 
+def known_of(part: Part) -> pd.DataFrame:
+    return pd.concat([stretch.known for stretch in part.train])
+
+
 def classes_of(part: Part) -> ClassList:
-    return ClassList.from_rows(
-        [{"code": code} for code in sorted(pd.concat([s.known for s in part.train]).species.unique())]
-    )
+    return ClassList.from_rows([{"code": code} for code in sorted(known_of(part)["species"].unique())])
 
 
 def recipe_for(part: Part, seed: int, settings: Sequence[str]) -> Recipe:
     """As the write-up does: the classifier that slides is as wide as the mean annotation."""
-    known = pd.concat([stretch.known for stretch in part.train])
+    known = known_of(part)
     width = (known["end_seconds"] - known["start_seconds"]).mean()
     return load_recipe(RECIPE, [*SETTINGS, f"model.window_seconds={width:.3f}", f"train.seed={seed}", *settings])
 
@@ -171,7 +181,7 @@ def train(part: Part, recipe: Recipe, folder: Path) -> Predictor:
     return birdtpu.load(run)
 
 
-def of_model(predictor: Predictor) -> Callable[[Stretch, float], np.ndarray]:
+def of_model(predictor: Predictor) -> Scores:
     """Frame scores `(frames, classes)` as logits; nothing is smoothed."""
     kept: dict[str, np.ndarray] = {}
 
@@ -184,16 +194,16 @@ def of_model(predictor: Predictor) -> Callable[[Stretch, float], np.ndarray]:
     return scores
 
 
-def of_energy(part: Part) -> Callable[[Stretch, float], np.ndarray]:
+def of_energy(part: Part) -> Scores:
     """Frame scores `(frames, classes)`: dB above the stretch's median in the band of the class's training boxes."""
-    known = pd.concat([stretch.known for stretch in part.train])
+    known = known_of(part)
     bands = known.groupby("species")[["low_hz", "high_hz"]].median()
 
     def scores(stretch: Stretch, smoothing_seconds: float) -> np.ndarray:
-        samples = reading.read(stretch.path, sample_rate=ENERGY_RATE)
-        hz, _, spectrum = stft(samples, ENERGY_RATE, nperseg=ENERGY_WINDOW, noverlap=ENERGY_WINDOW - ENERGY_HOP)
+        samples = reading.read(stretch.path, sample_rate=SAMPLE_RATE)
+        hz, _, spectrum = stft(samples, SAMPLE_RATE, nperseg=WINDOW_SAMPLES, noverlap=WINDOW_SAMPLES - HOP_SAMPLES)
         power, columns = np.abs(spectrum) ** 2, []
-        width = max(1, round(smoothing_seconds * ENERGY_RATE / ENERGY_HOP))
+        width = max(1, round(smoothing_seconds * SAMPLE_RATE / HOP_SAMPLES))
         for band in bands.loc[list(classes_of(part).codes)].itertuples():
             level = 10 * np.log10(power[(hz >= band.low_hz) & (hz <= band.high_hz)].sum(axis=0) + 1e-12)
             columns.append(np.convolve(np.pad(level, width, "edge"), np.ones(width) / width, "same")[width:-width])
@@ -203,59 +213,71 @@ def of_energy(part: Part) -> Callable[[Stretch, float], np.ndarray]:
     return scores
 
 
-def count(found: pd.DataFrame, stretch: Stretch, code: str) -> EventCounts:
-    return match_events(found, stretch.known[stretch.known["species"] == code])
-
-
-def events(scores: np.ndarray, stretch: Stretch, code: str, choice: Choice, min_seconds: float) -> pd.DataFrame:
+def events(scores: np.ndarray, stretch: Stretch, code: str, choice: Choice) -> pd.DataFrame:
     return events_of_frames(
         scores,
         ClassList((code,)),
-        frame_seconds=ENERGY_HOP / ENERGY_RATE,
+        frame_seconds=HOP_SAMPLES / SAMPLE_RATE,
         threshold=choice.threshold,
         gap_seconds=choice.gap_seconds,
-        min_seconds=min_seconds,
+        min_seconds=choice.min_seconds,
         duration_seconds=soundfile.info(stretch.path).duration,
     )
 
 
-def score(
-    part: Part,
-    scores_of: Callable[[Stretch, float], np.ndarray],
-    thresholds: np.ndarray,
-    smoothing: Sequence[float],
-) -> tuple[EventCounts, dict[str, dict]]:
-    """Counts on the test part, with what the training part chose for each class."""
-    total, chosen = EventCounts(), {}
+def match(found: pd.DataFrame, stretch: Stretch, code: str) -> EventCounts:
+    return match_events(found, stretch.known[stretch.known["species"] == code])
+
+
+def choose(part: Part, column: int, scores_of: Scores, thresholds: np.ndarray, smoothing: Sequence[float]) -> Choice:
+    """What has the highest F1 on the training part; of equal ones, the middle of the longest list of thresholds."""
+    code = classes_of(part).codes[column]
+    of_class = known_of(part)[lambda known: known["species"] == code]
+    # What is shorter than half of the shortest event that is known is none.
+    shortest = (of_class["end_seconds"] - of_class["start_seconds"]).min() / 2
+    best: tuple[tuple[float, int], Choice] | None = None
+    for seconds, gap in itertools.product(smoothing, GAPS_SECONDS):
+        tried = [Choice(float(threshold), gap, shortest, seconds) for threshold in thresholds]
+        heard = [(stretch, scores_of(stretch, seconds)[:, [column]]) for stretch in part.train]
+        f1 = [
+            sum((match(events(scores, stretch, code, choice), stretch, code) for stretch, scores in heard), NONE).f1
+            for choice in tried
+        ]
+        tied = np.flatnonzero(np.isclose(f1, np.max(f1)))
+        rank = float(np.max(f1)), len(tied)
+        if best is None or rank > best[0]:
+            best = rank, replace(tried[tied[len(tied) // 2]], training_f1=rank[0])
+    assert best is not None
+    return best[1]
+
+
+def score(part: Part, scores_of: Scores, thresholds: np.ndarray, smoothing: Sequence[float]) -> dict:
+    """Of the test part: `counts`, the estimated events that match nothing (`wrong`), and what was `chosen`."""
+    total, chosen, wrong = NONE, {}, []
     for column, code in enumerate(classes_of(part).codes):
-        lengths = pd.concat([stretch.known for stretch in part.train]).query("species == @code")
-        # Half of the shortest event that was trained on: what is shorter is none.
-        shortest = (lengths["end_seconds"] - lengths["start_seconds"]).min() / 2
-        best: tuple[tuple[float, int], Choice] | None = None
-        for seconds in smoothing:
-            heard = [(stretch, scores_of(stretch, seconds)[:, [column]]) for stretch in part.train]
-            for gap in GAPS_SECONDS:
-                f1 = []
-                for threshold in thresholds:
-                    choice = Choice(threshold, gap, seconds, 0)
-                    counts = [count(events(s, stretch, code, choice, shortest), stretch, code) for stretch, s in heard]
-                    f1.append(sum(counts, EventCounts()).f1)
-                # Of equal ones the setting whose best thresholds are the most, and of these the middle one.
-                tied = np.flatnonzero(np.isclose(f1, np.max(f1)))
-                rank = (float(np.max(f1)), len(tied))
-                if best is None or rank > best[0]:
-                    best = rank, Choice(float(thresholds[tied[len(tied) // 2]]), gap, seconds, float(np.max(f1)))
-        assert best is not None
-        chosen[code] = asdict(best[1])
+        choice = choose(part, column, scores_of, thresholds, smoothing)
+        chosen[code] = asdict(choice)
         for stretch in part.test:
-            heard = scores_of(stretch, best[1].smoothing_seconds)[:, [column]]
-            total += count(events(heard, stretch, code, best[1], shortest), stretch, code)
-    return total, chosen
+            found = events(scores_of(stretch, choice.smoothing_seconds)[:, [column]], stretch, code, choice)
+            total += match(found, stretch, code)
+            alone = [not match(found[i : i + 1], stretch, code).correct for i in range(len(found))]
+            wrong += found[alone].round(2).to_numpy().tolist()
+    return {"counts": asdict(total), "wrong": wrong, "chosen": chosen}
 
 
-def figures(counts: EventCounts) -> dict[str, float]:
+def kept(path: Path, make: Callable[[], dict]) -> dict:
+    """What a file holds, made once."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.write_text(path, json.dumps(make()))
+    return json.loads(path.read_text("utf-8"))
+
+
+def pooled(parts: dict[str, dict]) -> dict:
+    """The figures of all parts of a set together, and each part's."""
+    counts = sum((EventCounts(**part["counts"]) for part in parts.values()), NONE)
     rates = {name: round(getattr(counts, name), 3) for name in ("f1", "precision", "recall")}
-    return {**rates, **asdict(counts)}
+    return {**rates, **asdict(counts), "parts": parts}
 
 
 def main() -> None:
@@ -268,29 +290,26 @@ def main() -> None:
     parser.add_argument("--set", dest="settings", action="append", default=[])
     args = parser.parse_args()
     work = Path(args.work)
-    parts = parts_of(args.audio, read_events(args.annotations), work / "audio")
-    result = {}
-    for name, of_set in parts.items():
-        energy, chosen = EventCounts(), {}
-        for part in of_set:
-            counts, chosen[part.name] = score(part, of_energy(part), DECIBELS, SMOOTHING_SECONDS)
-            energy += counts
-        result[name] = {"energy": figures(energy), "energy_chosen": chosen, "model": {}, "model_chosen": {}}
+    sets = parts_of(args.audio, read_events(args.annotations), work / "audio")
+
+    def by_energy(part: Part) -> dict:
+        return kept(work / part.name / "energy.json", lambda: score(part, of_energy(part), DECIBELS, SMOOTHING_SECONDS))
+
+    def by_model(part: Part, seed: int) -> dict:
+        recipe, folder = recipe_for(part, seed, args.settings), work / part.name
+        return kept(
+            folder / f"scored-{recipe.hash}.json",
+            lambda: score(part, of_model(train(part, recipe, folder)), LOGITS, [0.0]),
+        )
+
+    result: dict[str, dict] = {
+        name: {"energy": pooled({part.name: by_energy(part) for part in parts}), "model": {}}
+        for name, parts in sets.items()
+    }
     for seed in args.seeds:
-        for name, of_set in parts.items():
-            model, chosen = EventCounts(), {}
-            for part in of_set:
-                recipe, folder = recipe_for(part, seed, args.settings), work / part.name
-                done = folder / f"{recipe.hash}.json"
-                if not done.exists():
-                    counts, choice = score(part, of_model(train(part, recipe, folder)), LOGITS, [0.0])
-                    done.write_text(json.dumps({"counts": asdict(counts), "chosen": choice}))
-                kept = json.loads(done.read_text())
-                model += EventCounts(**kept["counts"])
-                chosen[part.name] = kept["chosen"]
-            result[name]["model"][str(seed)] = figures(model)
-            result[name]["model_chosen"][str(seed)] = chosen
-            print(name, "seed", seed, result[name]["model"][str(seed)], "energy", result[name]["energy"], flush=True)
+        for name, parts in sets.items():
+            result[name]["model"][str(seed)] = found = pooled({part.name: by_model(part, seed) for part in parts})
+            print(name, "seed", seed, "F1", found["f1"], "energy", result[name]["energy"]["f1"], flush=True)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
     )
