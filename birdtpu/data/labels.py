@@ -59,7 +59,8 @@ def join_frames(
 ) -> Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]:
     """What timed rows of the same record say of each frame of a batch: `frame_targets` and `frame_mask`.
 
-    A frame stands at its window's middle. Where one row says yes and another no, it is yes.
+    A frame stands at its window's middle. Where one row says yes and another no, it is yes. Of a record that is shorter
+    than the clip, the first pass over its samples counts; what is repeated behind it is padding, and unknown.
     """
     timed = np.flatnonzero(plan["source"].to_numpy() == "timed")
     if not len(timed):
@@ -74,11 +75,11 @@ def join_frames(
     def frames(position: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         out = np.zeros((2, len(position), len(offsets), len(classes)), np.float32)
         for i, (record, first) in enumerate(zip(place[position], start, strict=True)):
-            # A short record is repeated; the last frame of a long one stands on its end.
-            time = first + offsets
+            # A short record begins again at its end; the last frame of a long one stands on its end.
+            time, once = first + offsets, offsets < samples[record]
             time = time % samples[record] if first + clip_samples > samples[record] else time
             for row in of_record.get(record, ()):
-                inside = (begin[row] <= time) & (time < end[row])
+                inside = once & (begin[row] <= time) & (time < end[row])
                 out[0, i, inside] = np.maximum(out[0, i, inside], targets[row])
                 out[1, i, inside] = np.maximum(out[1, i, inside], mask[row])
         return out[0], out[1]

@@ -50,9 +50,9 @@ def batches(
     of one epoch and the start of the next; a clip is drawn from its section. Else: each row once, in the plan's order,
     its clip at the start of its section; the last batch is filled up with rows of weight 0.
 
-    A clip longer than its section reaches beyond it within the record. A record shorter than a clip is repeated. Of
-    several clips, the first is drawn so, and the others follow it; what lies behind the record's end is repeated too,
-    but masked.
+    A clip longer than its section reaches beyond it within the record. A record shorter than a clip is repeated; its
+    frames count once. Of several clips, the first is drawn so, and the others follow it; what lies behind the record's
+    end is repeated too, but masked.
 
     Args:
         data: Folder or folders that `prepare` wrote, local or `gs://`.

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from birdtpu.ops.framing import frame_count
+
 Predict = Callable[[np.ndarray], np.ndarray]
 
 
@@ -100,6 +102,29 @@ def score(
             entry = pending.pop(finished)
             finished += 1
             yield entry.result(classes, sample_rate, hop_samples)
+
+
+def join_frames(clips: np.ndarray, *, hop_samples: int, hop_length: int, samples: int) -> np.ndarray:
+    """The frames of a recording out of those of its overlapping clips.
+
+    Each frame is taken from the clip whose middle is nearest to it (of equals, the first): a clip knows least at its
+    ends. Where clips start between two frames, the nearest frame of the clip is taken.
+
+    Args:
+        clips: `(clips, frames, classes)` scores of the frames of clips that start every `hop_samples`.
+        hop_samples: From one clip's start to the next.
+        hop_length: Samples from one frame to the next.
+        samples: Of the recording.
+
+    Returns: `(1 + samples // hop_length, classes)`: frame i stands at sample `i * hop_length`; none of no clip.
+    """
+    if not len(clips):
+        return np.zeros((0, clips.shape[2]), clips.dtype)
+    at = np.arange(frame_count(samples, hop_length)) * hop_length
+    middle = (clips.shape[1] - 1) * hop_length / 2
+    clip = np.clip(np.ceil((at - middle) / hop_samples - 0.5), 0, len(clips) - 1).astype(int)
+    frame = np.clip(np.rint((at - clip * hop_samples) / hop_length), 0, clips.shape[1] - 1).astype(int)
+    return clips[clip, frame]
 
 
 class _Pending:

@@ -61,6 +61,7 @@ class Predictor:
         # A single run's scores stay what they are, to the bit.
         mean = partial(mean_over_models, columns=columns, shares=shares, combine=combine)
         self._predict = keras_predict_all(models, self.head, mean if len(models) > 1 else lambda scores: scores[0])
+        self._predict_frames: engine.Predict | None = None
 
     def __repr__(self) -> str:
         several = f" x {len(self.runs)}" if len(self.runs) > 1 else ""
@@ -69,23 +70,64 @@ class Predictor:
 
     def score(self, sources: Iterable[engine.Source]) -> Iterator[engine.Scores]:
         """Scores of any sources of audio at the recipe's sample rate (see `inference.engine`)."""
+        return self._score(sources, self._predict, len(self.classes))
+
+    def _score(
+        self, sources: Iterable[engine.Source], predict: engine.Predict, columns: int
+    ) -> Iterator[engine.Scores]:
         recipe = self.recipe
         return engine.score(
             sources,
-            self._predict,
-            classes=len(self.classes),
+            predict,
+            classes=columns,
             sample_rate=recipe.audio.sample_rate,
             clip_samples=recipe.clip_samples,
-            hop_samples=round(recipe.predict.hop_seconds * recipe.audio.sample_rate),
+            hop_samples=self._hop_samples,
             batch_size=recipe.predict.batch_size,
             errors=(reading.AudioError,),
         )
 
+    @property
+    def _hop_samples(self) -> int:
+        return round(self.recipe.predict.hop_seconds * self.recipe.audio.sample_rate)
+
     def score_files(self, files: Iterable[str], channel: str | None = None) -> Iterator[engine.Scores]:
         """Scores of audio files, streamed; a broken file comes with its `error`."""
+        return self.score(self._sources(files, channel))
+
+    def _sources(self, files: Iterable[PathLike], channel: str | None) -> Iterator[engine.Source]:
         channel = channel or self.recipe.audio.channel
         blocks = partial(reading.stream, sample_rate=self.recipe.audio.sample_rate, channel=channel)
-        return self.score(engine.Source(str(file), partial(blocks, file)) for file in files)
+        return (engine.Source(str(file), partial(blocks, file)) for file in files)
+
+    def score_frames(self, file: PathLike, channel: str | None = None) -> np.ndarray:
+        """When each species sings in a file, as finely as the model tells it.
+
+        Args:
+            file: The audio file; the scores of all of its clips are held in memory.
+            channel: `mix`, `left` or `right`; None: the recipe's.
+
+        Returns: `(frames, classes)` float32; frame i stands at `i * frontend.hop_length` samples of the recipe's rate
+        (see `inference.engine.join_frames`, and `evaluation.events.events_of_frames` for what to make of it).
+
+        Raises: AudioError where the file cannot be read; UserError of an ensemble, whose members' frames may differ.
+        """
+        from birdtpu.inference.runtimes.keras import keras_predict_frames
+
+        if len(self.runs) > 1:
+            raise UserError("score_frames: takes one run, not an ensemble")
+        if self._predict_frames is None:
+            self._predict_frames = keras_predict_frames(self.model)
+        frames, classes = self.model.frames, len(self.classes)
+        scores = next(self._score(self._sources([file], channel), self._predict_frames, frames * classes))
+        if scores.error is not None:
+            raise scores.error
+        return engine.join_frames(
+            scores.scores.reshape(-1, frames, classes),
+            hop_samples=self._hop_samples,
+            hop_length=self.recipe.frontend.hop_length,
+            samples=round(scores.duration_seconds * self.recipe.audio.sample_rate),
+        )
 
     def predict(self, audio: PathLike | Sequence[PathLike], *, threshold: float | None = None) -> pd.DataFrame:
         """What sings, and when.

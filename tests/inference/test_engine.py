@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from birdtpu.inference.engine import Source, clips_of, score
+from birdtpu.inference.engine import Source, clips_of, join_frames, score
 from birdtpu.ops.framing import clip_starts
 
 
@@ -28,6 +28,29 @@ def test_streamed_clips_equal_slices(samples, clip, hop, block):
 def test_no_audio_gives_no_clip():
     assert list(clips_of(iter([]), 4, 2)) == []
     assert list(clips_of(iter([np.zeros(0, np.float32)]), 4, 2)) == []
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(1, 90), st.integers(4, 20), st.integers(1, 20), st.integers(1, 4))
+def test_each_frame_is_the_nearest_clips(samples, clip, hop, hop_length):
+    hop = min(hop, clip)
+    starts = clip_starts(samples, clip, hop)
+    frames = 1 + clip // hop_length
+    # Each frame's score tells its clip and its time.
+    clips = np.stack(
+        [np.stack([np.full(frames, c), s + hop_length * np.arange(frames)], 1) for c, s in enumerate(starts)]
+    )
+    found = join_frames(clips, hop_samples=hop, hop_length=hop_length, samples=samples)
+    time = hop_length * np.arange(1 + samples // hop_length)
+    assert found.shape == (len(time), 2)
+    # Half a frame, but at the end of a clip that is no whole number of them.
+    assert np.abs(found[:, 1] - time).max() < hop_length
+    away = np.abs(time[:, None] - starts - (frames - 1) * hop_length / 2)
+    np.testing.assert_array_equal(found[:, 0], away.argmin(axis=1))
+
+
+def test_no_clip_has_no_frames():
+    assert join_frames(np.zeros((0, 5, 2)), hop_samples=4, hop_length=2, samples=0).shape == (0, 2)
 
 
 class Broken(Exception):

@@ -125,6 +125,30 @@ def test_every_file_is_decoded_once(home, single):
     np.testing.assert_allclose(np.concatenate([scores.scores for scores in got]), expected, atol=1e-6)
 
 
+def test_frames_of_a_file_are_those_of_its_clips(home, single):
+    predictor = birdtpu.load(home / "a")
+    short, long = single["files"][0], single["files"][1]
+    samples = [reading.read(file, sample_rate=32000) for file in (short, long)]
+    clips = np.stack([np.pad(samples[0], (0, 32000 - len(samples[0]))), samples[1][:32000], samples[1][16000:48000]])
+    one, first, second = np.asarray(predictor.model(clips)["framewise"])
+    found = predictor.score_frames(short)
+    assert found.shape == (1 + len(samples[0]) // 1024, 3)
+    np.testing.assert_allclose(found, one[: len(found)], atol=1e-6)
+    found = predictor.score_frames(long)
+    assert found.shape == (1 + len(samples[1]) // 1024, 3)
+    # The middles of the first two clips lie at samples 15,872 and 31,872.
+    np.testing.assert_allclose(found[:24], first[:24], atol=1e-6)
+    at = np.rint((np.arange(24, 38) * 1024 - 16000) / 1024).astype(int)
+    np.testing.assert_allclose(found[24:38], second[at], atol=1e-6)
+
+
+def test_frames_are_of_one_run(home, single):
+    with pytest.raises(UserError, match="takes one run"):
+        birdtpu.load([home / "a", home / "b"]).score_frames(single["files"][0])
+    with pytest.raises(reading.AudioError):
+        birdtpu.load(home / "a").score_frames(home / "nowhere.wav")
+
+
 def test_equal_frontends_share_one_log_mel(monkeypatch):
     # The pitch that training drew has no part in inference's log-mel.
     settings = ([], ["augment.pitch_probability=0"], ["model.features=4"], ["frontend.top_db=60.0"])

@@ -58,3 +58,18 @@ def keras_predict_all(
 
     function = compiled(scores)
     return lambda audio: keras.ops.convert_to_numpy(function(audio))
+
+
+def keras_predict_frames(model: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """`(batch, clip samples)` float32 -> `(batch, frames * classes)` scores, the classes of each frame side by side.
+
+    Args:
+        model: A `SoundEventModel` with its weights.
+    """
+
+    def scores(audio: Any) -> Any:
+        framewise = model(audio)["framewise"]
+        return keras.ops.reshape(framewise, (-1, framewise.shape[1] * framewise.shape[2]))
+
+    function = compiled(scores)
+    return lambda audio: keras.ops.convert_to_numpy(function(audio))
