@@ -77,6 +77,9 @@ def test_a_table_in_a_setting_changes_only_what_it_names():
         ("train.epochs.more=3", "train.epochs"),
         ("name.x=3", "name is a value"),
         ("train.batch_size=20", "multiple of 8"),
+        ("augment.paste_probability=0.5", "augment.paste_probability: .*needs train.frame_loss alone"),
+        ("train.plateau_epochs=2", "plateau_epochs, watch: need folds.validation_fraction above 0"),
+        ("train.watch=balanced", "plateau_epochs, watch: need folds.validation_fraction above 0"),
         ("frontend.f_max=20000", "half of audio.sample_rate"),
         ("audio.record_seconds=3", "shorter than a clip"),
         ("train.patience=3", "validation_fraction"),
@@ -222,3 +225,12 @@ def test_a_recipe_is_taken_by_name_by_path_and_as_it_is(tmp_path):
     assert recipe_of(mine, ()) is mine
     with pytest.raises(UserError, match=r"settings train\.epochs=4: .*load_recipe"):
         recipe_of(mine, ["train.epochs=4"])
+
+
+def test_ranking_needs_whole_groups_and_clips_that_are_scored():
+    off = ["augment.mixup_probability=0", "train.batch_size=12"]
+    assert load_recipe("quickstart", off).train.batch_size == 12
+    with pytest.raises(UserError, match=r"train\.batch_size: must be a multiple of 8 .*train\.rank_loss"):
+        load_recipe("quickstart", [*off, "train.rank_loss=1"])
+    with pytest.raises(UserError, match=r"train\.rank_loss: .*goes with train\.clip_loss"):
+        load_recipe("rfcx2021_sliding", ["train.rank_loss=1"])
