@@ -42,6 +42,10 @@ PseudoFile = Annotated[
 Unlabelled = Annotated[
     list[str] | None, typer.Option(metavar="DIR", help="Where the pseudo-labelled recordings are, if they moved.")
 ]
+TeacherFile = Annotated[
+    str | None,
+    typer.Option("--teacher", metavar="FILE", help="Learn a teacher's embeddings too (model.teacher_features)."),
+]
 Strategy = Annotated[str, typer.Option(help="mean, fold_matched, file_max or top1: docs/pseudo-labels.md.")]
 Sure = Annotated[float, typer.Option(min=0, max=1, help="For top1: the least score of the best species.")]
 Settings = Annotated[
@@ -118,6 +122,7 @@ def train(
     init_from: InitFrom = None,
     pseudo: PseudoFile = None,
     unlabelled: Unlabelled = None,
+    teacher: TeacherFile = None,
     tpu: Tpu = False,
     backend: Backend = None,
     resume: Annotated[bool, typer.Option(help="Go on from the run's last checkpoint, or begin again.")] = True,
@@ -130,7 +135,7 @@ def train(
     from birdtpu.workflows.train import train as call
 
     saving: dict[str, Any] = {"resume": resume, "save_minutes": save_minutes, "save_steps": save_steps}
-    start: dict[str, Any] = {"init_from": init_from, "pseudo": pseudo, "unlabelled": unlabelled}
+    start: dict[str, Any] = {"init_from": init_from, "pseudo": pseudo, "unlabelled": unlabelled, "teacher": teacher}
     finished = call(recipe, data, run, fold=fold, settings=set_ or (), tpu=tpu, **start, **saving)
     typer.echo(f"weights, log and curves in {finished.folder}")
 
@@ -245,6 +250,7 @@ def cross_validate(
     init_from: InitFrom = None,
     pseudo: PseudoFile = None,
     unlabelled: Unlabelled = None,
+    teacher: TeacherFile = None,
     tpu: Tpu = False,
     backend: Backend = None,
     set_: Settings = None,
@@ -253,7 +259,7 @@ def cross_validate(
     _choose_backend(backend, tpu)
     from birdtpu.workflows.cross_validate import cross_validate as call
 
-    start: dict[str, Any] = {"init_from": init_from, "pseudo": pseudo, "unlabelled": unlabelled}
+    start: dict[str, Any] = {"init_from": init_from, "pseudo": pseudo, "unlabelled": unlabelled, "teacher": teacher}
     table = call(recipe, data, run, settings=set_ or (), tpu=tpu, **start)
     shown = table[[column for column in table.columns if not column.endswith(("_low", "_high"))]]
     typer.echo(shown.to_string(index=False, float_format="%.4f", na_rep=""))

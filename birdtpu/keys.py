@@ -271,6 +271,11 @@ class Model(Table):
     attention: Literal["tanh", "soft", "clamp"] = Field(
         default="tanh", description="how the attention's logits are bounded"
     )
+    teacher_features: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="length of a teacher's saved embeddings (`train --teacher`), which a linear layer on the "
+        "embedding learns to say; 0: no teacher",
+    )
 
 
 class Train(Table):
@@ -306,6 +311,10 @@ class Train(Table):
         default=0.0,
         description="weight of a loss on pairs (SoftAUC): of a species, clips with it above those without it, within "
         "groups of eight",
+    )
+    teacher_loss: Positive = Field(
+        default=1.0,
+        description="with model.teacher_features: weight of the loss on the teacher's embedding, 1 - cosine",
     )
     instances: Count = Field(
         default=1,

@@ -90,3 +90,25 @@ def framewise_cross_entropy(logits: Any, targets: Any, mask: Any) -> Any:
     present = ops.matmul(belongs, mask * targets)
     cost = known * ops.softplus(logits) - present * logits
     return ops.sum(cost, axis=(1, 2)) / ops.maximum(ops.sum(mask, axis=(1, 2)), 1e-7)
+
+
+def embedding_distance(projected: Any, teacher: Any) -> Any:
+    """1 - cosine between what the network says of a teacher's embedding and the embedding.
+
+    Args:
+        projected, teacher: `(batch, features)`, of any length each: only directions count.
+
+    Returns: `(batch,)` in [0, 2]; 0 where the teacher's are zeros, which say nothing; 1, without a gradient, where the
+        network's are.
+    Reference: `sklearn.metrics.pairwise.paired_cosine_distances`.
+    """
+    (own, _), (theirs, known) = _direction(projected), _direction(teacher)
+    return known * (1 - ops.sum(own * theirs, axis=-1))
+
+
+def _direction(x: Any) -> tuple[Any, Any]:
+    """Rows at a length of one, or zeros where there is none to be seen; and which of the two, `(batch,)` 1 or 0."""
+    squares = ops.sum(ops.square(x), axis=-1)
+    seen = ops.cast(squares > 1e-12, "float32")
+    # A root of zero has no gradient, and next to zero it has a huge one.
+    return x * (seen * ops.rsqrt(ops.maximum(squares, 1e-12)))[:, None], seen

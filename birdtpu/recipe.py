@@ -297,6 +297,10 @@ def _check(recipe: Recipe, origin: str) -> None:
             "train.instances: several clips of a recording need audio.margin_seconds = 0 and train.frame_loss = 0",
         ),
         (
+            recipe.train.instances > 1 and recipe.model.teacher_features > 0,
+            "model.teacher_features: a teacher's embeddings are of single clips, and need train.instances = 1",
+        ),
+        (
             recipe.predict.head == "attention" and recipe.model.head != "attention",
             f"predict.head: attention is no score of model.head {recipe.model.head}; take clipwise or segmentwise",
         ),

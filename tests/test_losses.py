@@ -104,3 +104,20 @@ def test_present_and_absent_are_told_apart():
         chosen = (m == 1) & (t == kind)
         np.testing.assert_allclose(sums[side], plain[chosen].sum(), rtol=1e-5)
         assert counts[side] == chosen.sum()
+
+
+def test_embedding_distance_is_one_less_the_cosine_whatever_the_lengths():
+    own, teacher = (RNG.standard_normal((6, 7)).astype(np.float32) for _ in range(2))
+    own[4], teacher[5] = teacher[4], -own[5]
+    got = numpy(losses.embedding_distance(own, teacher))
+    for row, a, b in zip(got, own.astype(float), teacher.astype(float), strict=True):
+        np.testing.assert_allclose(row, 1 - a @ b / np.sqrt((a @ a) * (b @ b)), atol=1e-6)
+    np.testing.assert_allclose(got[4:], [0, 2], atol=1e-6)
+    scales = np.float32([1e-3, 1e-1, 1, 10, 1e3, 1e4])[:, None]
+    np.testing.assert_allclose(numpy(losses.embedding_distance(own * scales, teacher / scales)), got, atol=1e-6)
+
+
+def test_a_teacher_that_says_nothing_costs_nothing_and_a_projection_of_nothing_is_finite():
+    own, teacher = np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32)
+    teacher[0], own[1] = 0, 0
+    assert numpy(losses.embedding_distance(own, teacher)).tolist() == [0, 1, 0]

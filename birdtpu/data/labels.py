@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from birdtpu.data.plan import PSEUDO, dense_targets
 from birdtpu.data.shelf import Shelf
+from birdtpu.data.teacher import Teacher
 from birdtpu.errors import UserError
 from birdtpu.species import ClassList
 
@@ -15,7 +16,7 @@ from birdtpu.species import ClassList
 def join_labels(
     plan: pd.DataFrame, classes: ClassList, soft: np.ndarray | None
 ) -> Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]:
-    """What the plan says of each row of a batch, in place of its `position` and `real`."""
+    """What the plan says of each row of a batch, in place of its `position`, `real` and `start`."""
     pseudo = plan["source"] == PSEUDO
     # A few sets of labels serve many rows.
     labels = plan[["targets", "unknown"]].mask(pseudo, "")
@@ -42,6 +43,7 @@ def join_labels(
 
     def join(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         position, real = batch.pop("position"), batch.pop("real")
+        batch.pop("start", None)
         present, known = labels_of(position)
         return {
             **batch,
@@ -85,13 +87,37 @@ def join_frames(
         return out[0], out[1]
 
     def join(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        start = batch.pop("start")
-        found = tf.numpy_function(frames, [batch["position"], start], [tf.float32, tf.float32])
-        shape = [start.shape[0], len(offsets), len(classes)]
+        found = tf.numpy_function(frames, [batch["position"], batch["start"]], [tf.float32, tf.float32])
+        shape = [batch["start"].shape[0], len(offsets), len(classes)]
         return {
             **batch,
             "frame_targets": tf.ensure_shape(found[0], shape),
             "frame_mask": tf.ensure_shape(found[1], shape),
         }
+
+    return join
+
+
+def join_teacher(
+    teacher: Teacher, shelf: Shelf, place: np.ndarray, clip_samples: int
+) -> Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]:
+    """What a teacher said of each clip of a batch: `teacher` `(batch, features)`, zeros where it said nothing.
+
+    With a margin, what is read is longer than a clip, which the device cuts from its middle on average. A record that
+    is shorter is read whole and repeated, wherever it begins: there its start counts.
+    """
+    rate, say = shelf.sample_rate, teacher.nearest()
+    recording, begin = (shelf.table[column].to_numpy() for column in ("recording", "start_seconds"))
+    repeated = np.rint(shelf.table["seconds"].to_numpy() * rate) < clip_samples
+    aside = (clip_samples / rate - teacher.clip_seconds) / 2
+
+    def said(position: np.ndarray, start: np.ndarray) -> np.ndarray:
+        records = place[position]
+        seconds = begin[records] + np.where(repeated[records], 0, start / rate + aside)
+        return np.stack([say(recording[record], second) for record, second in zip(records, seconds, strict=True)])
+
+    def join(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        found = tf.numpy_function(said, [batch["position"], batch["start"]], tf.float32)
+        return {**batch, "teacher": tf.ensure_shape(found, [batch["start"].shape[0], teacher.features])}
 
     return join

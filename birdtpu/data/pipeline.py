@@ -13,9 +13,10 @@ import tensorflow as tf
 from birdtpu import storage
 from birdtpu.data import order
 from birdtpu.data.companions import companions
-from birdtpu.data.labels import join_frames, join_labels
+from birdtpu.data.labels import join_frames, join_labels, join_teacher
 from birdtpu.data.plan import PSEUDO
 from birdtpu.data.shelf import Shelf, cut, from_memory, from_shards, named_errors, open_shelf
+from birdtpu.data.teacher import Teacher
 from birdtpu.errors import UserError
 from birdtpu.species import ClassList
 
@@ -36,6 +37,7 @@ def batches(
     partner: bool = False,
     background: str | Sequence[str] = (),
     soft: np.ndarray | None = None,
+    teacher: Teacher | None = None,
     seed: int = 0,
     start_step: int = 0,
     steps: int | None = None,
@@ -65,6 +67,7 @@ def batches(
         partner: Give each row a clip of another recording with the same targets too, of the same one where no other is.
         background: Prepared folders; each row gets a clip of any record in them too.
         soft: `(clips, classes)` float16, the targets of the plan's pseudo-labelled rows; NaN where nothing is known.
+        teacher: A teacher's embeddings, under the recordings' ids; each row gets that of the nearest stretch.
         seed: The run's.
         start_step: The first step; those before it are not replayed.
         steps: Step to end before, counted from 0. None: no end in training, else the end of the plan.
@@ -79,7 +82,8 @@ def batches(
     `weight` `(batch_size,)` float32, `row` and `seed` `(batch_size,)` int32. With several clips `audio` is
     `(batch_size, clips, clip_samples)`, and `clip_mask` `(batch_size, clips)` float32. With a `frame_hop`,
     `frame_targets` and `frame_mask` `(batch_size, 1 + clip_samples // frame_hop, classes)` float32. Where they are
-    asked for, `partner_audio` and `background_audio` `(batch_size, clip_samples)` float32.
+    asked for, `partner_audio` and `background_audio` `(batch_size, clip_samples)` float32, and `teacher`
+    `(batch_size, features)` float32 of a length of one, or zeros.
 
     Raises: UserError where the plan is empty, a record of it lies in no folder, a species of it is not in `classes`, or
     the folders' sample rates differ. While it is read: see `shelf.named_errors`.
@@ -114,7 +118,7 @@ def batches(
         sound = {"audio": pcm, "audio_gain": gain} if pcm16 else {"audio": tf.cast(pcm, tf.float32) * gain}
         if clips > 1:
             sound["clip_mask"] = tf.sequence_mask(whole, clips, tf.float32)
-        if frame_hop:
+        if frame_hop or teacher is not None:
             sound["start"] = start + shift
         sound |= beside(position, seed)
         return {**sound, "position": position, "real": real, "seed": tf.cast(seed, tf.int32)}
@@ -125,6 +129,8 @@ def batches(
     dataset = dataset.batch(batch_size, drop_remainder=True)
     if frame_hop:
         dataset = dataset.map(join_frames(plan, shelf, place, classes, clip_samples, frame_hop))
+    if teacher is not None:
+        dataset = dataset.map(join_teacher(teacher, shelf, place, clip_samples))
     dataset = dataset.map(join_labels(plan, classes, soft)).prefetch(2)
     options = tf.data.Options()
     options.deterministic = True

@@ -100,7 +100,10 @@ class Mixup:
         return random.beta_table(self.alpha)
 
     def __call__(self, power: Any, labels: dict[str, Any], seed: Any) -> tuple[Any, dict[str, Any]]:
-        """Mix power `(batch, frames, mels)` and labels (see `mixing.mix_targets`) by the draws of `seed` `(batch,)`."""
+        """Mix power `(batch, frames, mels)` and labels by the draws of `seed` `(batch,)`.
+
+        Labels: see `mixing.mix_targets`; `mixing.mix_teacher` for `teacher`, by share with `union` too.
+        """
         partner, share = self._draw(seed, power.shape[0])
         mixed = mixing.blend(mixing.unit_energy(power), partner, share)
         if self.level:
@@ -117,6 +120,8 @@ class Mixup:
             if name in labels:
                 mixed = mixing.mix_targets(labels[name], labels[known], partner, share, self.union)
                 labels = {**labels, **dict(zip((name, known), mixed, strict=True))}
+        if "teacher" in labels:
+            labels = {**labels, "teacher": mixing.mix_teacher(labels["teacher"], partner, share)}
         return labels
 
     def _draw(self, seed: Any, rows: int) -> tuple[Any, Any]:

@@ -74,7 +74,7 @@ class Waveform:
         if self.augment.paste_probability:
             audio, labels = self._pasted(audio, labels, seed)
         if self.augment.partner_probability:
-            audio = self._with_same_species(audio, self._asked(batch, "partner"), seed)
+            audio, labels = self._with_same_species(audio, self._asked(batch, "partner"), labels, seed)
         if self.mixes:
             audio, labels = self.mixup.of_waveforms(audio, labels, seed)
         if self.augment.background_probability:
@@ -106,7 +106,7 @@ class Waveform:
         for name, value in turned.items():
             now = ops.reshape(happens, (-1, *[1] * (len(value.shape) - 1)))
             turned[name] = ops.where(now >= 1, ops.flip(value, axis=1), value)
-        return turned.pop("audio"), labels | turned
+        return turned.pop("audio"), _unheard(labels | turned, happens >= 1)
 
     def _pasted(self, audio: Any, labels: dict[str, Any], seed: Any) -> tuple[Any, dict[str, Any]]:
         """The partner's sound and labels from its first to its last annotated frame, in place of the own ones."""
@@ -115,16 +115,19 @@ class Waveform:
         said = ops.take(ops.max(labels["frame_mask"], axis=2) > 0, partner, axis=0)
         said = ops.cast(said, "int32")
         frames = happens[:, None] * ops.cast(masking.span(said), "float32")
+        labels = _unheard(labels, ops.max(frames, axis=1) > 0)
         return mixing.paste(audio, labels, partner, frames, self.hop_length)
 
-    def _with_same_species(self, audio: Any, partner: Any, seed: Any) -> Any:
+    def _with_same_species(
+        self, audio: Any, partner: Any, labels: dict[str, Any], seed: Any
+    ) -> tuple[Any, dict[str, Any]]:
         """`w * own + (1 - w) * partner` at one level, where the partner is no silence; the level stays."""
         happens = random.happens(seed, random.stream("partner?"), self.augment.partner_probability)
         weight = random.uniform(seed, random.stream("partner weight"), (), *self.augment.partner_weights)
         level, other = loudness.rms(audio), loudness.rms(partner)
         weight = 1 - happens * ops.cast(other > 0, "float32") * (1 - weight)
         mixed = weight[:, None] * loudness.unit(audio, level) + (1 - weight)[:, None] * loudness.unit(partner, other)
-        return mixed * ops.where(level > 0, level, other)[:, None]
+        return mixed * ops.where(level > 0, level, other)[:, None], _unheard(labels, weight < 1)
 
     def _with_noise(self, audio: Any, kind: str, probability: float, seed: Any) -> Any:
         samples, stream = audio.shape[1], random.stream(f"{kind} noise")
@@ -137,3 +140,10 @@ class Waveform:
         present = random.happens(seed, random.stream(f"{kind} noise?"), probability)
         snr_db = random.uniform(seed, random.stream(f"{kind} noise dB"), (), *self.augment.noise_snr_db)
         return loudness.add_at_snr(audio, sound, snr_db, present)
+
+
+def _unheard(labels: dict[str, Any], changed: Any) -> dict[str, Any]:
+    """The labels without a teacher's embeddings of rows whose sound it never heard; `changed` is `(batch,)` bool."""
+    if "teacher" not in labels:
+        return labels
+    return {**labels, "teacher": ops.where(changed[:, None], 0.0, labels["teacher"])}

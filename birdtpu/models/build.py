@@ -22,7 +22,7 @@ from birdtpu.ops.pcen import smoothing_coef_of
 from birdtpu.ops.stretching import VOCODER_SMEAR_SECONDS
 from birdtpu.recipe import Recipe
 
-LABELS = ("targets", "target_mask", "weight", "frame_targets", "frame_mask")
+LABELS = ("targets", "target_mask", "weight", "frame_targets", "frame_mask", "teacher")
 
 
 class SoundEventModel:
@@ -113,6 +113,10 @@ class SoundEventModel:
         options = {"for_tpu": platform == "tpu", "stem_pool": model.stem_pool, "drop_path": model.drop_path}
         backbone = build_backbone(model.backbone, picture.shape[1:], weights, synchronized, **options)
         outputs = head(backbone(picture), model, classes=classes, clip_seconds=recipe.audio.clip_seconds)
+        if model.teacher_features:
+            # The last to be made: it leaves the other layers' first weights as they are without it.
+            projection = keras.layers.Dense(model.teacher_features, dtype="float32", name="teacher")
+            outputs["teacher"] = projection(outputs["embedding"])
         return keras.Model(log_mel, outputs, name="sound_event_model")
 
     def log_mel(self, audio: Any, gain: Any | None = None) -> Any:
@@ -171,7 +175,8 @@ class SoundEventModel:
 
         Returns: probabilities `clipwise` `(batch, classes)`, `segmentwise` and, of an attention head, `norm_att`
         `(batch, segments, classes)`, `framewise` `(batch, frames, classes)`: the segments' laid out over the log-mel's
-        frames; `clipwise_logits` and `segmentwise_logits`; and `embedding` `(batch, features)`.
+        frames; `clipwise_logits` and `segmentwise_logits`; `embedding` `(batch, features)`; and with
+        `model.teacher_features`, `teacher` of that length: in the direction that its teacher's embedding would have.
         """
         return self.outputs(self.log_mel(audio))
 

@@ -125,3 +125,18 @@ def mix_targets(targets: Any, mask: Any, partner: Any, share: Any, union: bool) 
     known = ops.maximum(mask * other_mask, positive)
     alone = ops.cast(share >= 1, "float32")
     return alone * targets + (1 - alone) * mixed, alone * mask + (1 - alone) * known
+
+
+def mix_teacher(teacher: Any, partner: Any, share: Any) -> Any:
+    """A teacher's embeddings of mixed examples: their mean by share.
+
+    Args:
+        teacher: `(batch, features)`, of whole groups; zeros say nothing.
+        partner: `(batch,)` int32, from `partners`.
+        share: `(batch,)`; 1 is an example that was not mixed and keeps its own.
+
+    Returns: the same shape; zeros where the teacher says nothing of one of the two, for it never heard the mixture.
+    """
+    says = ops.cast(ops.any(teacher != 0, axis=1), "float32")
+    both = says * ops.take(says, partner, axis=0)
+    return blend(teacher, partner, share) * ops.maximum(both, ops.cast(share >= 1, "float32"))[:, None]

@@ -49,7 +49,8 @@ def stage(run: Run, folder: Path, *, address: str, licence: str) -> bytes:
     heads = {head: run.thresholds(head) for head in sorted(run.recipe.predict.thresholds)}
     # Where the recordings lay is nobody's business.
     info = json.loads(storage.read_bytes(run.path("run.json")))
-    info["data"] = [str(path).rstrip("/").rpartition("/")[2] for path in info["data"]]
+    info["data"] = [_name(path) for path in info["data"]]
+    info |= {"teacher": _name(info["teacher"])} if "teacher" in info else {}
     files = {
         WEIGHTS: weights,
         "recipe.toml": storage.read_bytes(run.path("recipe.toml")),
@@ -170,3 +171,7 @@ def _entry(data: bytes) -> dict[str, Any]:
 
 def _json(content: Any) -> bytes:
     return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _name(path: str) -> str:
+    return str(path).rstrip("/").rpartition("/")[2]

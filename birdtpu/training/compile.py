@@ -82,6 +82,8 @@ class Program:
             **{name: ((rows, classes), kind) for name, kind in tables.items()},
             **dict.fromkeys(frames, ((rows, self.model.frames, classes), "float32")),
         }
+        if features := self.recipe.model.teacher_features:
+            out["teacher"] = ((rows, features), "float32")
         return {**out, "clip_mask": ((rows, clips), "float32")} if clips > 1 else out
 
 

@@ -108,7 +108,8 @@ def loss_of(outputs: dict[str, Any], labels: dict[str, Any], train: Train) -> An
     Args:
         outputs: Of the network.
         labels: `targets` and `target_mask` `(batch, classes)`, `weight` `(batch,)`; with `train.frame_loss`
-            `frame_targets` and `frame_mask` `(batch, frames, classes)`.
+            `frame_targets` and `frame_mask` `(batch, frames, classes)`; `teacher` `(batch, features)` where there is
+            one to learn from, as there is not in validation.
         train: The recipe's weights of each part.
     """
     targets, mask = labels["targets"], labels["target_mask"]
@@ -125,6 +126,8 @@ def loss_of(outputs: dict[str, Any], labels: dict[str, Any], train: Train) -> An
         cost += train.frame_loss * losses.framewise_cross_entropy(
             outputs["segmentwise_logits"], labels["frame_targets"], labels["frame_mask"]
         )
+    if "teacher" in labels:
+        cost += train.teacher_loss * losses.embedding_distance(outputs["teacher"], labels["teacher"])
     return ops.sum(cost * labels["weight"]) / train.batch_size
 
 

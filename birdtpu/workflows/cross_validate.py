@@ -21,6 +21,7 @@ from birdtpu.storage import PathLike
 from birdtpu.workflows.evaluate import clip_scores, held_out, of_known_species
 from birdtpu.workflows.members import CROSS_VALIDATION
 from birdtpu.workflows.predict import load
+from birdtpu.workflows.teacher import open_teacher
 from birdtpu.workflows.train import data_info, open_prepared, train, with_folds
 
 OUT_OF_FOLD = "oof.csv"
@@ -35,6 +36,7 @@ def cross_validate(
     init_from: PathLike | None = None,
     pseudo: PathLike | None = None,
     unlabelled: PathLike | Sequence[PathLike] | None = None,
+    teacher: PathLike | None = None,
     settings: Sequence[str] = (),
     tpu: bool = False,
 ) -> pd.DataFrame:
@@ -49,6 +51,7 @@ def cross_validate(
             begins with: then nothing is tested that was trained on.
         pseudo, unlabelled: As for `train`; `{fold}` in the file's name stands for the fold, whose own teacher shall
             have made it: then nothing is tested that a teacher was trained on.
+        teacher: As for `train`, with `{fold}` as in `pseudo`.
         settings: Changes to the recipe.
         tpu: Train on a TPU, and on nothing else.
 
@@ -61,19 +64,23 @@ def cross_validate(
     recipe, folders, run = recipe_of(recipe, settings), data_folders(data), os.fspath(run)
     recordings = with_folds(recipe, open_prepared(recipe, folders).tables.recordings)
     homes = {fold: storage.join(run, f"fold-{fold}") for fold in tested_folds(recordings)}
-    files = {fold: None if pseudo is None else os.fspath(pseudo).replace("{fold}", fold) for fold in homes}
+    files, teachers = ({fold: _file_of_fold(path, fold) for fold in homes} for path in (pseudo, teacher))
     hashes = {fold: path and PseudoLabels.load(path).sha256 for fold, path in files.items()}
+    # One of them after the other, for they are large, and each file once.
+    taught = {path: getattr(open_teacher(recipe, path), "sha256", None) for path in dict.fromkeys(teachers.values())}
     finished = [
         fold
         for fold, home in homes.items()
-        if _is_finished(home, fold, recipe, folders, recordings, hashes[fold], _of_fold(init_from, fold))
+        if _is_finished(
+            home, fold, recipe, folders, recordings, hashes[fold], taught[teachers[fold]], _of_fold(init_from, fold)
+        )
     ]
     rows, clips, tested, draws = [], {}, [], []
     for fold, home in homes.items():
         if fold not in finished:
             print(f"fold {fold} of {', '.join(homes)}", flush=True)
             begin = {"init_from": _of_fold(init_from, fold), "pseudo": files[fold], "unlabelled": unlabelled}
-            train(recipe, folders, home, fold=fold, tpu=tpu, **begin)
+            train(recipe, folders, home, fold=fold, tpu=tpu, teacher=teachers[fold], **begin)
         predictor = load(home)
         truth, scored, _ = held_out(predictor, folders)
         known = of_known_species(truth.recordings, predictor.classes)
@@ -120,6 +127,11 @@ def tested_folds(recordings: pd.DataFrame) -> list[str]:
     return folds
 
 
+def _file_of_fold(path: PathLike | None, fold: str) -> str | None:
+    """The file that a fold learns from."""
+    return None if path is None else os.fspath(path).replace("{fold}", fold)
+
+
 def _of_fold(init_from: PathLike | None, fold: str) -> str | None:
     """The run that a fold begins with."""
     if init_from is None:
@@ -136,6 +148,7 @@ def _is_finished(
     folders: list[str],
     recordings: pd.DataFrame,
     pseudo: str | None,
+    teacher: str | None,
     init_from: str | None,
 ) -> bool:
     """Whether a fold's run stands already. Raises UserError where it is the run of something else."""
@@ -150,6 +163,8 @@ def _is_finished(
         other = f"other data ({', '.join(done.info['data'])}, or what lay there then)"
     elif done.info.get("pseudo_sha256") != pseudo:
         other = "other pseudo-labels"
+    elif done.info.get("teacher_sha256") != teacher:
+        other = "another --teacher"
     elif done.info.get("init_sha256") != (init_from and open_run(init_from).info.get("weights_sha256")):
         other = "another --init-from"
     elif _has_other_folds(done, set(recordings.loc[recordings["fold"] == fold, "recording"])):

@@ -19,6 +19,7 @@ from birdtpu.data import folds as folding
 from birdtpu.data import plan as planning
 from birdtpu.data import shards, tables
 from birdtpu.data.pseudo import soft_targets
+from birdtpu.data.teacher import Teacher
 from birdtpu.errors import UserError
 from birdtpu.keys import Train
 from birdtpu.publish.places import data_folders, resolve
@@ -29,6 +30,7 @@ from birdtpu.storage import PathLike
 from birdtpu.training.machine import prepare_for_tpu
 from birdtpu.workflows import transfer
 from birdtpu.workflows.pseudo import Pseudo, any_species, check_teachers, open_pseudo, with_pseudo
+from birdtpu.workflows.teacher import of_trained, open_teacher
 
 _NO_MEMORY = "the device has no memory for a step: raise train.accumulate, or lower train.batch_size"
 
@@ -61,6 +63,7 @@ def train(
     init_from: PathLike | None = None,
     pseudo: PathLike | None = None,
     unlabelled: PathLike | Sequence[PathLike] | None = None,
+    teacher: PathLike | None = None,
     settings: Sequence[str] = (),
     tpu: bool = False,
     resume: bool = True,
@@ -78,6 +81,7 @@ def train(
             may be others: those that both know (by scientific name, else by code) keep their rows of the head.
         pseudo: A file of `pseudo_label`, whose clips are trained on beside the labelled samples.
         unlabelled: Prepared folders of these clips, where they have moved since.
+        teacher: An `.npz` of a teacher's embeddings (`data.teacher`), for a recipe with `model.teacher_features`.
         settings: Changes to the recipe, as `table.key=value`.
         tpu: Train on a TPU, and on nothing else.
         resume: Go on from the folder's last checkpoint. False: begin again.
@@ -93,7 +97,9 @@ def train(
     if tpu:
         prepare_for_tpu()
     with storage.locked(run):
-        return _train(recipe, folders, run, fold, init_from, pseudo, unlabelled, tpu, resume, save_minutes, save_steps)
+        return _train(
+            recipe, folders, run, fold, init_from, pseudo, unlabelled, teacher, tpu, resume, save_minutes, save_steps
+        )
 
 
 def _train(
@@ -104,6 +110,7 @@ def _train(
     init_from: PathLike | None,
     pseudo_file: PathLike | None,
     unlabelled: PathLike | Sequence[PathLike] | None,
+    teacher_file: PathLike | None,
     tpu: bool,
     resume: bool,
     save_minutes: float,
@@ -117,6 +124,7 @@ def _train(
         # A process killed while it removed them leaves some, and nothing else would.
         checkpoints.clear()
         raise UserError(f"run {run}: holds a finished run; give another folder or remove it")
+    teacher = open_teacher(recipe, teacher_file)
     prepared = with_nocall(recipe, open_prepared(recipe, folders))
     pseudo = None if pseudo_file is None else open_pseudo(recipe, pseudo_file, unlabelled, folders, open_prepared)
     # Keras stands behind them, and its backend is chosen by now.
@@ -137,6 +145,9 @@ def _train(
         info |= pseudo.info()
         info["optimistic"] = max(check_teachers(pseudo, plan), info.get("optimistic", 0))
         seen |= pseudo.labels.seen
+    if teacher is not None:
+        info |= {"teacher": teacher.path, "teacher_sha256": teacher.sha256}
+        teacher = of_trained(teacher, plan, [prepared.tables, *([pseudo.tables] if pseudo else [])], prepared.nocall)
     draft = Run(run, recipe, classes, info)
     saving = Saving(checkpoints, save_minutes * 60, save_steps, _identity(draft, plan))
 
@@ -151,7 +162,7 @@ def _train(
         storage.write_text(draft.path("balance.csv"), balance_report.to_csv(index=False, lineterminator="\n"))
         print(_plan_and_balance(plan, classes, balance_report), flush=True)
 
-    return _fit(draft, start, pseudo, knobs, plan, prepared, accelerator, saving, resume, begin)
+    return _fit(draft, start, pseudo, teacher, knobs, plan, prepared, accelerator, saving, resume, begin)
 
 
 def _begun_from(start: Run, recipe: Recipe, plan: pd.DataFrame) -> dict[str, Any]:
@@ -178,6 +189,7 @@ def _identity(draft: Run, plan: pd.DataFrame) -> dict[str, Any]:
         "plan": _short_hash(planning.plan_text(plan)),
         "init": draft.info.get("init_sha256"),
         "pseudo": draft.info.get("pseudo_sha256"),
+        "teacher": draft.info.get("teacher_sha256"),
     }
 
 
@@ -196,6 +208,7 @@ def _check_same(folder: str, before: dict[str, Any], now: dict[str, Any]) -> Non
         "plan": "another plan, by another version of birdtpu",
         "init": "another --init-from",
         "pseudo": "another --pseudo",
+        "teacher": "another --teacher",
     }
     for key, what in names.items():
         if before.get(key) != now[key]:
@@ -354,6 +367,7 @@ def _fit(
     draft: Run,
     start: Run | None,
     pseudo: Pseudo | None,
+    teacher: Teacher | None,
     knobs: Train,
     plan: pd.DataFrame,
     prepared: Prepared,
@@ -400,6 +414,7 @@ def _fit(
         folders,
         training,
         soft=soft_targets(pseudo.labels, draft.classes) if pseudo else None,
+        teacher=teacher,
         clip_samples=recipe.source_samples,
         batch_size=knobs.batch_size // knobs.accumulate,
         start_step=progress.done * knobs.accumulate,

@@ -90,8 +90,8 @@ def take_over(run: Run, network: Any, classes: ClassList, synonyms: dict[str, st
     source, target = ([pair[side] for pair in pairs] for side in (0, 1))
     # In every head the layer of this name holds what belongs to the classes, on its last axis.
     own = {id(variable) for variable in network.get_layer("head").variables}
-    weights = []
-    for before, now in zip(known.variables, network.variables, strict=True):
+    weights: list[tuple[Any, np.ndarray]] = []
+    for before, now in zip(_shared(known), _shared(network), strict=True):
         value, learnt = np.array(now.value), np.asarray(before.value)
         if id(now) in own:
             value[..., target] = learnt[..., source]
@@ -101,9 +101,16 @@ def take_over(run: Run, network: Any, classes: ClassList, synonyms: dict[str, st
             raise UserError(
                 f"--init-from {run.folder}: {now.path} has the shape {learnt.shape}, in this recipe {value.shape}"
             )
-        weights.append(value)
-    network.set_weights(weights)
+        weights.append((now, value))
+    for variable, value in weights:
+        variable.assign(value)
     return len(pairs)
+
+
+def _shared(network: Any) -> list[Any]:
+    """A network's variables but those of its layer for a teacher: each training has its own."""
+    apart = {id(variable) for layer in network.layers if layer.name == "teacher" for variable in layer.variables}
+    return [variable for variable in network.variables if id(variable) not in apart]
 
 
 def trained_on(run: Run, pseudo: bool = True) -> set[str]:

@@ -63,6 +63,22 @@ def test_frames_are_mixed_as_their_clips_are():
     np.testing.assert_array_equal(labels["frame_mask"], labels["target_mask"][:, None].repeat(5, 1))
 
 
+def test_a_teacher_is_mixed_by_the_shares_of_the_sounds_even_where_targets_are_united():
+    sounds, teacher = np.eye(16, dtype=np.float32), np.eye(16, dtype=np.float32)
+    teacher[3] = 0
+    mixup, labels = Mixup(0.7, 1.0, True), {**known(teacher), "teacher": teacher}
+    in_power, in_waves = (
+        mixup(sounds[:, :, None], labels, SEEDS[:16]),
+        mixup.of_waveforms(sounds, labels, SEEDS[:16]),
+    )
+    # Each sound has a place of its own: the mixture tells its shares.
+    for mixed, got in ((numpy(in_power[0])[:, :, 0], in_power[1]), (numpy(in_waves[0]) ** 2, in_waves[1])):
+        share, got = mixed / mixed.sum(axis=1, keepdims=True), numpy(got["teacher"])
+        deaf = share[:, 3] > 0
+        assert 1 < deaf.sum() < 8 and not got[deaf].any()
+        np.testing.assert_allclose(got[~deaf], share[~deaf], atol=1e-5)
+
+
 def test_mixup_mixes_as_often_as_asked_and_keeps_the_example_louder():
     rows = 800
     power = np.ones((rows, 2, 2), np.float32)

@@ -227,3 +227,17 @@ def test_an_annotated_stretch_is_cut_out_and_pasted_with_its_labels():
     assert len(partners) > 4
     untouched, _ = with_boxes(waveform(paste_probability=1e-9), data)
     np.testing.assert_array_equal(untouched, data["audio"])
+
+
+@pytest.mark.parametrize("kind", ["flip_absent", "partner", "paste"])
+def test_a_teacher_says_nothing_of_a_sound_that_it_never_heard(kind):
+    teacher = RNG.standard_normal((16, 4)).astype(np.float32)
+    data = batch(**boxes(), partner_audio=other(), teacher=teacher)
+    data |= {"targets": np.zeros((16, 3), np.float32), "target_mask": np.zeros((16, 3), np.float32)}
+    names = ("targets", "target_mask", "frame_targets", "frame_mask", "teacher")
+    layer = waveform(**{f"{kind}_probability": 0.6})
+    sound, _, labels = layer(data, {name: data[name] for name in names})
+    sound, said = numpy(sound), numpy(labels["teacher"])
+    same = np.array([np.allclose(sound[row], data["audio"][row], rtol=1e-4) for row in range(16)])
+    assert 0 < same.sum() < 16
+    np.testing.assert_array_equal(said, np.where(same[:, None], teacher, 0))

@@ -112,3 +112,22 @@ def test_a_soft_target_beside_an_unknown_one_is_known_by_as_much(union):
     np.testing.assert_allclose(numpy(got[1])[:2], [targets[0]] * 2, rtol=1e-6)
     partner[0] = 2
     assert (numpy(mixing.mix_targets(targets, mask, partner, np.full(8, 0.5, np.float32), union)[1])[0] == 1).all()
+
+
+def test_a_teachers_embeddings_match_a_slow_twin():
+    rng = np.random.default_rng(8)
+    teacher = rng.standard_normal((16, 5)).astype(np.float32)
+    teacher[[2, 3, 11]] = 0
+    partner = numpy(mixing.partners(rng.random(16).astype(np.float32), 16))
+    share = np.where(np.arange(16) % 3 == 0, 1, rng.uniform(0.5, 1, 16)).astype(np.float32)
+    got = numpy(mixing.mix_teacher(teacher, partner, share))
+    missing = 0
+    for i, j in enumerate(partner):
+        if share[i] == 1:
+            twin = teacher[i]
+        elif teacher[i].any() and teacher[j].any():
+            twin = share[i] * teacher[i] + (1 - share[i]) * teacher[j]
+        else:
+            twin, missing = np.zeros(5), missing + 1
+        np.testing.assert_allclose(got[i], twin, atol=1e-6)
+    assert missing >= 3

@@ -11,11 +11,12 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
+from birdtpu import losses
 from birdtpu.errors import UserError
-from birdtpu.models.build import SoundEventModel
+from birdtpu.models.build import SoundEventModel, seeded
 from birdtpu.recipe import load_recipe, recipe_names
 from birdtpu.training.schedules import warmup_cosine
-from birdtpu.training.step import clipped, digest, ema_decay_at, from_state, make_optimizer, resolved
+from birdtpu.training.step import clipped, digest, ema_decay_at, from_state, loss_of, make_optimizer, resolved
 from birdtpu.training.strategy import find_accelerator
 
 # Most of what JAX does in a test is to compile.
@@ -23,6 +24,9 @@ QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 ROOT = Path(__file__).resolve().parents[2]
 SHRUNK = ["audio.clip_seconds=1.0", "audio.margin_seconds=0.25", "audio.record_seconds=2.0", "predict.hop_seconds=0.5",
           "model.weights=none", "model.features=16", "train.batch_size=8"]  # fmt: skip
+
+
+TAUGHT = ["model.teacher_features=12", "train.teacher_loss=0.5"]
 
 
 def batch(recipe, classes: int = 3, seed: int = 0) -> dict:
@@ -38,6 +42,8 @@ def batch(recipe, classes: int = 3, seed: int = 0) -> dict:
     for name in ("partner", "background"):
         if getattr(recipe.augment, f"{name}_probability"):
             beside[f"{name}_audio"] = sound()
+    if recipe.model.teacher_features:
+        beside["teacher"] = rng.standard_normal((rows, recipe.model.teacher_features)).astype(np.float32)
     if recipe.train.frame_loss:
         shape = (rows, 1 + recipe.clip_samples // recipe.frontend.hop_length, classes)
         beside |= {"frame_targets": rng.integers(0, 2, shape), "frame_mask": rng.integers(0, 2, shape)}
@@ -201,6 +207,55 @@ def test_the_loss_falls_on_a_batch_seen_again_and_again():
     _, step = made(recipe, steps=40)
     losses = [float(step(batch(recipe))) for _ in range(40)]
     assert np.mean(losses[-5:]) < 0.5 * losses[0]
+
+
+def test_a_teachers_embeddings_are_learnt_from_where_there_are_some():
+    still = ["augment.mixup_probability=0", "model.dropout=0", "train.learning_rate=0.01"]
+    recipe = load_recipe("quickstart", [*SHRUNK, *TAUGHT, *still])
+    data = batch(recipe)
+    data["teacher"][5] = 0
+    model, step = made(recipe, steps=30)
+    image, labels = model.augmented(data)
+
+    def outputs_and_cosine():
+        outputs = seeded(model.network, data["seed"], image, training=True)
+        own = ops.convert_to_numpy(outputs["teacher"]).astype(float)
+        known = np.arange(8) != 5
+        lengths = np.linalg.norm(own, axis=1) * np.linalg.norm(data["teacher"], axis=1)
+        return outputs, (np.sum(own * data["teacher"], axis=1)[known] / lengths[known])
+
+    _, before = outputs_and_cosine()
+    for _ in range(30):
+        step(data)
+    model.network.set_weights(step.current())
+    outputs, after = outputs_and_cosine()
+    assert before.shape == (7,) and (1 - after).mean() < 0.7 * (1 - before).mean()
+    # Its part of the loss is the mean over the batch, the row without a teacher among it; validation knows of none.
+    both = float(loss_of(outputs, labels, recipe.train))
+    one = float(loss_of(outputs, {name: labels[name] for name in labels if name != "teacher"}, recipe.train))
+    assert both - one == pytest.approx(0.5 * np.sum(1 - after) / 8, rel=1e-3)
+
+
+def test_a_projection_of_nothing_has_no_gradient():
+    own = tf.constant([[0.0, 0.0], [1e-9, 0.0], [3.0, 4.0]])
+    with tf.GradientTape() as tape:
+        tape.watch(own)
+        cost = losses.embedding_distance(own, tf.constant([[1.0, 0.0]] * 3))
+    found = tape.gradient(cost, own).numpy()
+    assert (found[:2] == 0).all()
+    # Across the own direction alone, and by the inverse of its length: -(e - cos * own / 5) / 5.
+    np.testing.assert_allclose(found[2], [-0.128, 0.096], atol=1e-6)
+
+
+def test_a_teacher_leaves_the_other_first_weights_as_they_are():
+    (plain, _), (taught, _) = (made(load_recipe("quickstart", [*SHRUNK, *more])) for more in ([], TAUGHT))
+    kernel, bias = taught.network.get_layer("teacher").get_weights()
+    assert kernel.shape == (16, 12) and bias.shape == (12,)
+    weights = taught.network.get_weights()
+    apart = [value for value in weights if value.shape not in (kernel.shape, bias.shape)]
+    assert len(apart) == len(plain.network.get_weights()) == len(weights) - 2
+    for ours, theirs in zip(apart, plain.network.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_the_average_follows_its_formula():
