@@ -49,8 +49,8 @@ def stage(run: Run, folder: Path, *, address: str, licence: str) -> bytes:
     heads = {head: run.thresholds(head) for head in sorted(run.recipe.predict.thresholds)}
     # Where the recordings lay is nobody's business.
     info = json.loads(storage.read_bytes(run.path("run.json")))
-    info["data"] = [_name(path) for path in info["data"]]
-    info |= {"teacher": _name(info["teacher"])} if "teacher" in info else {}
+    info |= {key: [_name(path) for path in info[key]] for key in ("data", "unlabelled") if key in info}
+    info |= {key: _name(info[key]) for key in ("init_from", "pseudo", "teacher") if key in info}
     files = {
         WEIGHTS: weights,
         "recipe.toml": storage.read_bytes(run.path("recipe.toml")),

@@ -19,6 +19,9 @@ def run(tmp_path_factory):
     recipe = load_recipe("quickstart", TINY)
     classes = ClassList(("eurbla", "eurrob1"), ("Turdus merula", "Erithacus rubecula"), ("Blackbird", "Robin"))
     info = {"version": "1", "data": ["/home/alice/secret/prepared"], "data_crc32c": ["0"], "fold": "0"}
+    # What a run notes of where things lay.
+    info |= {"unlabelled": ["/home/alice/night"], "init_from": "/home/alice/first/"}
+    info |= {"pseudo": "/home/alice/p.npz", "teacher": "/home/alice/t.npz"}
     made = Run(str(folder), recipe, classes, {**info, "backend": "tensorflow"})
     made = made.save_weights(SoundEventModel(recipe, 2, weights="none").network)
     (folder / "evaluation").mkdir()

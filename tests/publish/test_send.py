@@ -56,6 +56,8 @@ def test_a_run_goes_up_and_comes_back(cloud, run, tmp_path):
     assert set(files) == {*names, WEIGHTS, release.MANIFEST}
     assert files[WEIGHTS] == (Path(run.folder) / WEIGHTS).read_bytes()
     assert b"alice" not in b"".join(files.values()) and json.loads(files["run.json"])["data"] == ["prepared"]
+    named = [json.loads(files["run.json"])[key] for key in ("unlabelled", "init_from", "pseudo", "teacher")]
+    assert named == [["night"], "first", "p.npz", "t.npz"]
     card = files["README.md"].decode()
     assert f"birdtpu predict kaggle:{TO} recordings/" in card and "| eurbla | Turdus merula | Blackbird |" in card
     assert "macro average precision 0.912 (95 % 0.800 to 0.970) on 36 recordings" in card
