@@ -1,6 +1,7 @@
 """Shared fixtures. Real recordings lie beside the project and are never part of it."""
 
 import os
+import signal
 from collections.abc import Generator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 
 from tests.fakes import google, kaggle
+
+# A shell starts what runs in the background without Ctrl-C, which some tests press.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Planted in the environments of all tests that have a `cloud`; no output and no file may hold one.
 CANARIES = (*google.CANARIES, *kaggle.CANARIES, kaggle.SIGNATURE)

@@ -104,7 +104,8 @@ def batches():
                    targets=targets, target_mask=np.ones_like(targets), weight=np.ones(8, "float32"),
                    seed=(rows + 8 * number).astype("int32"))
 log = Log(sys.argv[1])
-weights = fit(step, batches(), steps=4, steps_per_epoch=2, batch_size=8, learning_rate=lambda i: 1e-3, log=log)
+weights = fit(step, batches(), steps=4, steps_per_epoch=2, batch_size=8, learning_rate=lambda i: 1e-3, log=log,
+              train=recipe.train)
 log.close()
 model.network.set_weights(weights)
 model.network.save_weights(sys.argv[1] + "/x.weights.h5")

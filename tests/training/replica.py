@@ -139,7 +139,7 @@ def trained(name: str, settings: list[str], replicas: int) -> dict[str, Any]:
     middle = step.state()
     losses += losses_of(step, source, STEPS - 4)
     found: dict[str, Any] = {}
-    if replicas == 2:
+    if replicas == 2 and name == "quickstart":
         # Another object of the same shapes, restored, must not differ by a bit.
         again = made()
         again.restore(middle)

@@ -27,9 +27,9 @@ def trained(backend: str, replicas: int, *words: str) -> dict:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     out = json.loads(done.stdout.splitlines()[-1])
-    for found in out.values():
+    for name, found in out.items():
         assert found["ended"]
-        if replicas == 2:
+        if replicas == 2 and name == "quickstart":
             assert found["restored"] and found["resumed"] == found["losses"][4:] and found["off"] == 0
     return out
 
@@ -74,6 +74,7 @@ def test_gradients_add_up_over_parts_on_any_number_of_replicas(backend):
 @pytest.mark.timeout(900)
 def test_every_sibling_recipe_trains_on_two_replicas_as_on_one():
     # On JAX, which compiles each for minutes: benchmarks/replicas.py.
-    one, two = (trained("tensorflow", replicas, *SIBLINGS, SYNCHRONIZED) for replicas in (1, 2))
+    settings = (SYNCHRONIZED, "train.batch_size=16")
+    one, two = (trained("tensorflow", replicas, *SIBLINGS, *settings) for replicas in (1, 2))
     for name in SIBLINGS:
         assert_same_training(one[name], two[name])
