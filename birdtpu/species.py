@@ -10,6 +10,9 @@ import numpy as np
 from birdtpu import storage
 from birdtpu.errors import UserError
 
+# What tables call it where no species is to be heard.
+NOCALL = "nocall"
+
 
 @dataclass(frozen=True)
 class ClassList:

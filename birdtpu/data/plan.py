@@ -22,7 +22,7 @@ import pandas as pd
 from birdtpu import storage
 from birdtpu.data.folds import ROLES
 from birdtpu.errors import UserError
-from birdtpu.species import ClassList
+from birdtpu.species import NOCALL, ClassList
 
 COLUMNS = {
     "row": int,
@@ -39,8 +39,6 @@ COLUMNS = {
 }
 STRETCH = ["recording", "start_seconds", "end_seconds"]
 PSEUDO = "pseudo"
-# The primary label of a recording in which no species is.
-NOCALL = "nocall"
 # Pairs of annotations compared at once: bounds the memory of a day-long recording with a row every 5 s.
 PAIRS_AT_ONCE = 10**7
 

@@ -104,7 +104,7 @@ def score(
             yield entry.result(classes, sample_rate, hop_samples)
 
 
-def join_frames(clips: np.ndarray, *, hop_samples: int, hop_length: int, samples: int) -> np.ndarray:
+def frames_of_clips(clips: np.ndarray, *, hop_samples: int, hop_length: int, samples: int) -> np.ndarray:
     """The frames of a recording out of those of its overlapping clips.
 
     Each frame is taken from the clip whose middle is nearest to it (of equals, the first): a clip knows least at its

@@ -112,9 +112,8 @@ class Waveform:
         """The partner's sound and labels from its first to its last annotated frame, in place of the own ones."""
         partner = mixing.partners(random.uniform(seed, random.stream("paste partner")), audio.shape[0])
         happens = random.happens(seed, random.stream("paste?"), self.augment.paste_probability)
-        said = ops.take(ops.max(labels["frame_mask"], axis=2) > 0, partner, axis=0)
-        said = ops.cast(said, "int32")
-        frames = happens[:, None] * ops.cast(masking.span(said), "float32")
+        said = ops.cast(ops.max(labels["frame_mask"], axis=2) > 0, "int32")
+        frames = happens[:, None] * ops.cast(ops.take(masking.span(said), partner, axis=0), "float32")
         labels = _unheard(labels, ops.max(frames, axis=1) > 0)
         return mixing.paste(audio, labels, partner, frames, self.hop_length)
 

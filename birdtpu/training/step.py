@@ -121,7 +121,9 @@ def loss_of(outputs: dict[str, Any], labels: dict[str, Any], train: Train) -> An
         highest = ops.max(outputs["segmentwise_logits"], axis=1)
         cost += train.segment_loss * losses.binary_cross_entropy(highest, targets, mask, **how)
     if train.rank_loss:
-        cost += train.rank_loss * losses.rank_loss(outputs["clipwise_logits"], targets, mask)
+        # What fills up a last batch is nobody's rival.
+        real = ops.cast(labels["weight"] > 0, mask.dtype)[:, None]
+        cost += train.rank_loss * losses.rank_loss(outputs["clipwise_logits"], targets, mask * real)
     if train.frame_loss:
         cost += train.frame_loss * losses.framewise_cross_entropy(
             outputs["segmentwise_logits"], labels["frame_targets"], labels["frame_mask"]

@@ -108,7 +108,7 @@ class Predictor:
             channel: `mix`, `left` or `right`; None: the recipe's.
 
         Returns: `(frames, classes)` float32; frame i stands at `i * frontend.hop_length` samples of the recipe's rate
-        (see `inference.engine.join_frames`, and `evaluation.events.events_of_frames` for what to make of it).
+        (see `inference.engine.frames_of_clips`, and `evaluation.events.events_of_frames` for what to make of it).
 
         Raises: AudioError where the file cannot be read; UserError of an ensemble, whose members' frames may differ.
         """
@@ -122,7 +122,7 @@ class Predictor:
         scores = next(self._score(self._sources([file], channel), self._predict_frames, frames * classes))
         if scores.error is not None:
             raise scores.error
-        return engine.join_frames(
+        return engine.frames_of_clips(
             scores.scores.reshape(-1, frames, classes),
             hop_samples=self._hop_samples,
             hop_length=self.recipe.frontend.hop_length,

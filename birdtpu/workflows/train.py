@@ -25,7 +25,7 @@ from birdtpu.keys import Train
 from birdtpu.publish.places import data_folders, resolve
 from birdtpu.recipe import Recipe, recipe_of
 from birdtpu.run import Run, is_finished, open_run
-from birdtpu.species import ClassList
+from birdtpu.species import NOCALL, ClassList
 from birdtpu.storage import PathLike
 from birdtpu.training.machine import prepare_for_tpu
 from birdtpu.workflows import transfer
@@ -278,7 +278,7 @@ def with_nocall(recipe: Recipe, prepared: Prepared) -> Prepared:
     found = open_prepared(any_species(recipe), folders).tables.recordings
     # What is labelled, or held out, is no silence.
     found = found[~found["recording"].isin(prepared.tables.recordings["recording"])]
-    nocall = found.assign(primary_label=planning.NOCALL, secondary_labels="", fold="train")
+    nocall = found.assign(primary_label=NOCALL, secondary_labels="", fold="train")
     every = [*prepared.folders, *folders]
     return replace(prepared, folders=every, records=shards.load_all_records(every), nocall=nocall)
 

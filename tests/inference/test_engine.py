@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from birdtpu.inference.engine import Source, clips_of, join_frames, score
+from birdtpu.inference.engine import Source, clips_of, frames_of_clips, score
 from birdtpu.ops.framing import clip_starts
 
 
@@ -40,7 +40,7 @@ def test_each_frame_is_the_nearest_clips(samples, clip, hop, hop_length):
     clips = np.stack(
         [np.stack([np.full(frames, c), s + hop_length * np.arange(frames)], 1) for c, s in enumerate(starts)]
     )
-    found = join_frames(clips, hop_samples=hop, hop_length=hop_length, samples=samples)
+    found = frames_of_clips(clips, hop_samples=hop, hop_length=hop_length, samples=samples)
     time = hop_length * np.arange(1 + samples // hop_length)
     assert found.shape == (len(time), 2)
     # Half a frame, but at the end of a clip that is no whole number of them.
@@ -50,7 +50,7 @@ def test_each_frame_is_the_nearest_clips(samples, clip, hop, hop_length):
 
 
 def test_no_clip_has_no_frames():
-    assert join_frames(np.zeros((0, 5, 2)), hop_samples=4, hop_length=2, samples=0).shape == (0, 2)
+    assert frames_of_clips(np.zeros((0, 5, 2)), hop_samples=4, hop_length=2, samples=0).shape == (0, 2)
 
 
 class Broken(Exception):

@@ -202,6 +202,20 @@ def test_rows_of_weight_zero_do_not_teach():
     assert loss == 0
 
 
+def test_rows_of_weight_zero_are_in_no_pair():
+    train = knobs("train.rank_loss=1", "train.clip_loss=0", "train.segment_loss=1e-9")
+    rng = np.random.default_rng(0)
+    outputs = {name: rng.normal(size=(8, *n, 3)).astype(np.float32) for name, n in
+               (("clipwise_logits", ()), ("segmentwise_logits", (4,)))}  # fmt: skip
+    labels = {"targets": np.eye(3, dtype=np.float32)[np.arange(8) % 3], "target_mask": np.ones((8, 3), np.float32)}
+    labels["weight"] = np.array([1] * 6 + [0] * 2, np.float32)
+    before = float(loss_of(outputs, labels, train))
+    outputs["clipwise_logits"][6:] += 50
+    assert before > 0 and float(loss_of(outputs, labels, train)) == pytest.approx(before)
+    outputs["clipwise_logits"][5] += 50
+    assert float(loss_of(outputs, labels, train)) > 2 * before
+
+
 def test_the_loss_falls_on_a_batch_seen_again_and_again():
     recipe = load_recipe("quickstart", [*SHRUNK, "augment.mixup_probability=0", "train.learning_rate=0.01"])
     _, step = made(recipe, steps=40)

@@ -15,8 +15,8 @@ from typing import Any
 from birdtpu.data.sources import cells
 from birdtpu.data.sources.cells import Row, first
 from birdtpu.errors import UserError
+from birdtpu.species import NOCALL
 
-NO_CALL = "nocall"
 EVERY_OTHER = "*"
 STATES = ("positive", "negative", "unknown")
 
@@ -151,7 +151,7 @@ def _band(row: Row) -> dict[str, float]:
 
 def _complete(wanted: Sequence[str], start: float, end: float, birds: Iterable[str]) -> list[dict[str, Any]]:
     """The rows of a stretch whose labels name every bird in it: all others are absent."""
-    found = [_stretch(wanted, start, end, bird) for bird in birds if bird != NO_CALL]
+    found = [_stretch(wanted, start, end, bird) for bird in birds if bird != NOCALL]
     return [*found, _stretch(wanted, start, end, EVERY_OTHER, "negative")]
 
 
@@ -326,7 +326,7 @@ def _boxes(rows: list[Row], source: str, taxonomy: Taxonomy) -> Parsed:
             raise UserError(f"{source}: a submission table (row_id and bird), it holds no labels")
         raise UserError(f"{source}: has the column {end_column} and none for the start; name one {START[0]}")
     timed = list(_timed(rows, source))
-    complete = any(NO_CALL in found for _, _, _, found, _ in timed) and not any(row.get("state") for row in rows)
+    complete = any(NOCALL in found for _, _, _, found, _ in timed) and not any(row.get("state") for row in rows)
     for number, (wanted, start, end, found, row) in enumerate(timed, start=1):
         state = row.get("state", "").lower() or "positive"
         with _at(source, number):
@@ -334,10 +334,10 @@ def _boxes(rows: list[Row], source: str, taxonomy: Taxonomy) -> Parsed:
                 raise ValueError("has no label; write nocall where no bird is to be heard, or remove the row")
             if state not in STATES:
                 raise ValueError(f"the state {row['state'][:60]!r} is none of {', '.join(STATES)}")
-        birds = [taxonomy.code(label) or label for label in found if label != NO_CALL]
+        birds = [taxonomy.code(label) or label for label in found if label != NOCALL]
         parsed.stretches += [{**_stretch(wanted, start, end, bird, state), **_band(row)} for bird in birds]
         # A nocall that is negative or unknown tells nothing of any species.
-        if complete or (NO_CALL in found and state == "positive"):
+        if complete or (NOCALL in found and state == "positive"):
             parsed.stretches.append(_stretch(wanted, start, end, EVERY_OTHER, "negative"))
         if len(birds) == 1:
             parsed.names.setdefault(birds[0], (first(row, SCIENTIFIC), first(row, COMMON)))

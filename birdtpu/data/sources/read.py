@@ -13,6 +13,7 @@ from birdtpu.data.sources import cells, layouts
 from birdtpu.data.sources.layouts import Parsed, Taxonomy
 from birdtpu.data.sources.lookup import FOCAL_FOLDERS, AudioFolder, is_audio, stem, xeno_canto_number
 from birdtpu.errors import UserError
+from birdtpu.species import NOCALL
 
 # fmt: off
 # Looked for beside the recordings where no table is given.
@@ -255,12 +256,12 @@ def join(sources: Sequence[Source]) -> tuple[list[dict], list[dict], dict[str, t
     kept, pieces = _one_a_recording(by_path.values())
     boxes = [row for source in sources for row in source.parsed.stretches]
     for row in kept:
-        if row["primary_label"] == layouts.NO_CALL:
+        if row["primary_label"] == NOCALL:
             absent = {"start_seconds": 0.0, "species": layouts.EVERY_OTHER, "state": "negative"}
             boxes.append({"path": row["path"], **absent})
             row["primary_label"] = ""
         others = dict.fromkeys(row["secondary_labels"])
-        row["secondary_labels"] = [code for code in others if code not in (layouts.NO_CALL, row["primary_label"], "")]
+        row["secondary_labels"] = [code for code in others if code not in (NOCALL, row["primary_label"], "")]
     ids = {row["path"]: row["recording"] for row in kept}
     names: dict[str, tuple[str, str]] = {}
     dropped: dict[str, Counter] = {"secondary_labels": Counter(), "recordings": Counter()}
@@ -305,7 +306,7 @@ def _take(kept: dict[str, Any], row: dict[str, Any]) -> None:
     if kept is row:
         return
     labels = (row["primary_label"], *row["secondary_labels"])
-    if kept["primary_label"] in ("", layouts.NO_CALL):
+    if kept["primary_label"] in ("", NOCALL):
         kept["primary_label"], *labels = labels
     kept["secondary_labels"] = (*kept["secondary_labels"], *labels)
 

@@ -26,10 +26,9 @@ import pandas as pd
 from birdtpu import storage
 from birdtpu.errors import UserError
 from birdtpu.inference.timeline import row_scores
-from birdtpu.species import ClassList
+from birdtpu.species import NOCALL, ClassList
 
 ROW_SECONDS = 5.0
-NOCALL = "nocall"
 
 Scores = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
