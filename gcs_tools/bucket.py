@@ -259,6 +259,8 @@ def _entry(blob: Any) -> Entry:
 
 
 def _client() -> Any:
+    # Else a thread of the client asks for the bucket itself, to label traces, and may do so after the client is closed.
+    os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
     from google.auth.credentials import AnonymousCredentials
     from google.cloud import storage
 

@@ -84,6 +84,13 @@ def test_what_is_no_address_is_told_before_a_byte_is_sent(cloud, folder, tmp_pat
     assert not cloud.lines
 
 
+def test_the_bucket_itself_is_never_asked_for(cloud, pushed, tmp_path):
+    """The client would in a thread of its own, to label traces: a request nobody waits for, and a permission more."""
+    gcs_tools.pull(URL, tmp_path / "back")
+    gcs_tools.rm(URL)
+    assert cloud.lines and not [line for line in cloud.lines if "/b/bucket " in line]
+
+
 def test_names_of_others_cannot_write_on_the_terminal(cloud, capsys, monkeypatch):
     cloud.storage._store("bucket", "data/one/a\x1b[2J\nb", b"x", {})
     code, out, _ = run(capsys, monkeypatch, "ls", URL)
