@@ -350,6 +350,11 @@ class Train(Table):
     jit: Literal["auto", "on", "off"] = Field(default="auto", description="XLA; auto: everywhere but TensorFlow on CPU")
     seed: Seed = 0
 
+    @property
+    def whole_clips(self) -> bool:
+        """Whether labels of whole clips are learnt, and not of frames alone."""
+        return self.clip_loss > 0 or self.segment_loss > 0
+
 
 class Predict(Table):
     """From a model's outputs to species."""

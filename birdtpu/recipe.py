@@ -271,22 +271,26 @@ def _check(recipe: Recipe, origin: str) -> None:
             "augment.paste_probability or train.rank_loss",
         ),
         (
-            augment.paste_probability > 0
-            and not (recipe.train.frame_loss > 0 and recipe.train.clip_loss == recipe.train.segment_loss == 0),
+            augment.paste_probability > 0 and (recipe.train.whole_clips or not recipe.train.frame_loss),
             "augment.paste_probability: cuts into what a whole clip's labels say; needs train.frame_loss alone",
         ),
         (
-            recipe.train.rank_loss > 0 and recipe.train.clip_loss == recipe.train.segment_loss == 0,
+            recipe.train.rank_loss > 0 and not recipe.train.whole_clips,
             "train.rank_loss: ranks by the clips' scores, and so goes with train.clip_loss or train.segment_loss",
         ),
         (recipe.train.batch_size % recipe.train.accumulate != 0, "train.accumulate: must divide train.batch_size"),
         (
-            recipe.train.clip_loss == recipe.train.segment_loss == recipe.train.frame_loss == 0,
+            not recipe.train.whole_clips and not recipe.train.frame_loss,
             "train.clip_loss: all losses are 0; give one of train.clip_loss, segment_loss and frame_loss a weight",
         ),
         (
             recipe.train.frame_loss > 0 and (audio.margin_seconds > 0 or augment.tempo_probability > 0),
             "train.frame_loss: annotations' times need audio.margin_seconds = 0 and augment.tempo_probability = 0",
+        ),
+        (
+            recipe.train.frame_loss > 0 and augment.partner_probability > 0,
+            "augment.partner_probability: nobody knows when the other recording's species sings; set it to 0 with "
+            "train.frame_loss",
         ),
         (
             recipe.train.frame_loss > 0 and labels.timed != "sections",

@@ -58,6 +58,11 @@ def test_one_threshold_changes_alone(tmp_path):
     assert mine.predict.thresholds == {**default, "attention": 0.4, "segmentwise": 0.6}
 
 
+def test_a_partner_whose_times_nobody_knows_is_refused():
+    with pytest.raises(UserError, match="nobody knows when the other recording's species sings"):
+        load_recipe("rfcx2021_sliding", ["augment.partner_probability=0.5"])
+
+
 def test_a_table_in_a_setting_changes_only_what_it_names():
     plain, changed = load_recipe("birdcall2020"), load_recipe("birdcall2020", ["frontend={n_mels=32}"])
     assert changed.frontend == plain.frontend.model_copy(update={"n_mels": 32})

@@ -1,6 +1,7 @@
 """Sounds that a row of the plan is mixed with: another recording of its species, a background."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ def companions(
     read: Reader,
     partner: bool,
     background: str | Sequence[str],
+    held_out: Collection[str],
     samples: int,
 ) -> Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]:
     """(position, seed) -> what a row is to be mixed with, each `(samples,)` float32 and drawn by the row's seed."""
@@ -37,7 +39,13 @@ def companions(
                 f"background: {storage.paths_of(background)[0]} is prepared at {sounds.sample_rate} Hz, "
                 f"the data at {shelf.sample_rate} Hz: prepare both at one rate"
             )
-        draws["background_audio"] = (from_shards(sounds), _backgrounds(sounds, samples))
+        usable = ~sounds.table["recording"].isin(held_out).to_numpy()
+        if not usable.any():
+            raise UserError(
+                f"background: all recordings of {storage.paths_of(background)[0]} are held out, or of a recordist and "
+                "place that are: name another folder"
+            )
+        draws["background_audio"] = (from_shards(sounds), _backgrounds(sounds, usable, samples))
 
     def beside(position: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
         out = {}
@@ -53,11 +61,22 @@ def companions(
 def _partners(
     plan: pd.DataFrame, shelf: Shelf, place: np.ndarray, clip: int
 ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """(position, seed) -> a job for a row with the same targets, of another recording where there is one."""
+    """(position, seed) -> a job for a row with the same targets, of another recording where there is one.
+
+    Of a partner at least as much is known to be absent: else a label of the row would not hold for both.
+    """
     # A pseudo-labelled row's targets are the number of its clip, and no species.
-    kind = pd.factorize(plan["targets"].where(plan["source"] != PSEUDO, "/" + plan["targets"]))[0]
+    targets = plan["targets"].where(plan["source"] != PSEUDO, "/" + plan["targets"])
+    kind, kinds = pd.factorize(pd.MultiIndex.from_arrays([targets, plan["unknown"]]))
     recording = pd.factorize(recordings_of(plan))[0]
-    alike = pd.Series(np.arange(len(plan))).groupby(kind).indices
+    same = pd.Series(np.arange(len(kinds))).groupby(kinds.get_level_values(0)).indices
+    rows_of = pd.Series(np.arange(len(plan))).groupby(kind).indices
+
+    @cache
+    def alike(number: int) -> np.ndarray:
+        label, unknown = kinds[number]
+        return np.concatenate([rows_of[i] for i in same[label] if _knows_as_much(kinds[i][1], unknown)])
+
     length = np.rint(shelf.table["seconds"].to_numpy()[place] * shelf.sample_rate).astype(np.int64)
     begin, end = (
         np.rint(plan[column].to_numpy() * shelf.sample_rate).astype(np.int64)
@@ -65,7 +84,7 @@ def _partners(
     )
 
     def draw(position: np.ndarray, seed: np.ndarray) -> np.ndarray:
-        rows = alike[kind[position]]
+        rows = alike(kind[position])
         others = rows[recording[rows] != recording[position]]
         rows = others if len(others) else rows
         key = random.hash32(np.int32(seed), _PARTNER)
@@ -76,10 +95,18 @@ def _partners(
     return draw
 
 
-def _backgrounds(shelf: Shelf, clip: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """(position, seed) -> a job for any record, longer ones more often."""
+def _knows_as_much(partner: str, own: str) -> bool:
+    """Whether all that is absent by `own` is absent by `partner` too; both as a plan's `unknown`, of equal targets."""
+    (star, *absent), (partner_star, *partner_absent) = own.split(";"), partner.split(";")
+    if star == "*":
+        return not {*absent} & {*partner.split(";")} if partner_star != "*" else {*absent} <= {*partner_absent}
+    return partner_star != "*" and {*partner.split(";")} - {""} <= {*own.split(";")}
+
+
+def _backgrounds(shelf: Shelf, usable: np.ndarray, clip: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """(position, seed) -> a job for any usable record, longer ones more often."""
     length = np.rint(shelf.table["seconds"].to_numpy() * shelf.sample_rate).astype(np.int64)
-    ends = np.cumsum(length)
+    ends = np.cumsum(length * usable)
 
     def draw(position: np.ndarray, seed: np.ndarray) -> np.ndarray:
         key = random.hash32(np.int32(seed), _BACKGROUND)

@@ -59,18 +59,29 @@ def join_labels(
 def join_frames(
     plan: pd.DataFrame, shelf: Shelf, place: np.ndarray, classes: ClassList, clip_samples: int, hop: int
 ) -> Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]:
-    """What timed rows of the same record say of each frame of a batch: `frame_targets` and `frame_mask`.
+    """What rows of the same record say of each frame of a batch: `frame_targets` and `frame_mask`.
 
-    A frame stands at its window's middle. Where one row says yes and another no, it is yes. Of a record that is shorter
-    than the clip, the first pass over its samples counts; what is repeated behind it is padding, and unknown.
+    Rows with times say it of their frames; rows of recordings in which nothing sings, of all frames. What sings only
+    somewhere in a row is, in its other frames, like what the row does not name: unknown, or absent. A frame stands at
+    its window's middle. Where one row says yes and another no, it is yes. Of a record that is shorter than the clip,
+    the first pass over its samples counts; what is repeated behind it is padding, and unknown.
     """
-    timed = np.flatnonzero(plan["source"].to_numpy() == "timed")
-    if not len(timed):
-        raise UserError("train.frame_loss: no recording has timed annotations; set train.frame_loss = 0")
+    timed = plan["source"] == "timed"
+    if not timed.any():
+        raise UserError(
+            "train.frame_loss: no recording of this part has annotations with times, which is all that it learns from"
+        )
+    silent = (plan["source"] == "labelled") & (plan["targets"] == "") & (plan["unknown"] == "")
+    said = np.flatnonzero(timed | silent)
+    rows = plan.iloc[said]
     rate = shelf.sample_rate
-    begin, end = (plan[column].to_numpy()[timed] * rate for column in ("start_seconds", "end_seconds"))
-    targets, mask = dense_targets(plan.iloc[timed], classes)
-    of_record = pd.Series(np.arange(len(timed))).groupby(place[timed]).indices
+    begin, end = (rows[column].to_numpy() * rate for column in ("start_seconds", "end_seconds"))
+    always = [
+        ";".join(code for code in targets.split(";") if code not in within.split(";"))
+        for targets, within in zip(rows["targets"], rows["within"], strict=True)
+    ]
+    targets, mask = dense_targets(rows.assign(targets=always), classes)
+    of_record = pd.Series(np.arange(len(said))).groupby(place[said]).indices
     samples = np.rint(shelf.table["seconds"].to_numpy() * rate).astype(np.int64)
     offsets = np.arange(0, clip_samples + 1, hop)
 

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -36,6 +36,7 @@ def batches(
     frame_hop: int = 0,
     partner: bool = False,
     background: str | Sequence[str] = (),
+    held_out: Collection[str] = (),
     soft: np.ndarray | None = None,
     teacher: Teacher | None = None,
     seed: int = 0,
@@ -66,6 +67,7 @@ def batches(
         frame_hop: Samples from one frame to the next, of a recipe with a loss on frames; 0: none.
         partner: Give each row a clip of another recording with the same targets too, of the same one where no other is.
         background: Prepared folders; each row gets a clip of any record in them too.
+        held_out: Recordings that are no background.
         soft: `(clips, classes)` float16, the targets of the plan's pseudo-labelled rows; NaN where nothing is known.
         teacher: A teacher's embeddings, under the recordings' ids; each row gets that of the nearest stretch.
         seed: The run's.
@@ -109,7 +111,7 @@ def batches(
     jobs = _jobs(plan, shelf, place, clip_samples, clips, batch_size, seed, training)
     with named_errors(data):
         read = from_memory(shelf, np.unique(place), parallel) if cache else from_shards(shelf)
-    beside = companions(plan, shelf, place, read, partner, background, clip_samples)
+    beside = companions(plan, shelf, place, read, partner, background, held_out, clip_samples)
 
     def clip(job: tf.Tensor) -> dict[str, tf.Tensor]:
         position, seed, real, record, start, copies, shift, whole = tf.unstack(job)

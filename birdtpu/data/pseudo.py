@@ -19,7 +19,7 @@ from birdtpu.errors import UserError
 from birdtpu.species import ClassList
 
 _DEAL = random.stream("pseudo/deal")
-_BROKEN = (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
+_BROKEN = (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +31,8 @@ class PseudoLabels:
         scores: `(clips, classes)` float16 in [0, 1]; NaN where nothing is known.
         codes: The species of the columns.
         seen: Recordings whose labels have gone into the scores: those that the teachers learnt from.
-        notes: How they were made, as JSON can hold it; `data` are the folders that hold the recordings, `untold` the
-            teachers that cannot tell what they learnt from.
+        notes: How they were made, as JSON can hold it; a file has at least `clip_seconds`, `data`, the folders that
+            hold the recordings, and `untold`, the teachers that cannot tell what they learnt from.
         sha256: Of the file, once there is one.
     """
 
@@ -64,6 +64,7 @@ class PseudoLabels:
                 clips = pd.DataFrame({name: file[name] for name in STRETCH}).astype({"recording": str})
                 codes, seen = (tuple(map(str, file[name])) for name in ("codes", "seen"))
                 scores, notes = file["scores"], json.loads(str(file["notes"]))
+                float(notes["clip_seconds"]), list(notes["data"]), list(notes["untold"])
         except _BROKEN as error:
             raise UserError(f"pseudo-labels {path}: damaged, or no file of birdtpu pseudo-label ({error})") from error
         known = scores[~np.isnan(scores)] if scores.dtype == np.float16 else np.array([-1.0])
@@ -172,5 +173,6 @@ def add_rows(
         weight=weight,
         targets=number.astype(str),
         unknown="",
+        within="",
     )
     return pd.concat([plan, rows[list(COLUMNS)]], ignore_index=True).astype(COLUMNS)

@@ -182,6 +182,13 @@ def load_all_records(folders: Sequence[str | os.PathLike]) -> pd.DataFrame:
     return joined[joined["folder"] == first].reset_index(drop=True)
 
 
+def load_audio_hashes(folder: str | os.PathLike) -> dict[str, str]:
+    """Recording -> hash of its decoded audio, which a copy under another name has too."""
+    files = load_table(folder, load_manifest(folder), "files.csv")
+    table = pd.read_csv(io.BytesIO(files), dtype=str, keep_default_na=False)
+    return dict(zip(table["recording"], table["audio_hash"], strict=True))
+
+
 def read_recording(folder: str | os.PathLike, rows: pd.DataFrame) -> Iterator[np.ndarray]:
     """One recording's audio, a record at a time.
 

@@ -17,7 +17,7 @@ from birdtpu.data.sources.layouts import EVERY_OTHER, Parsed
 from birdtpu.data.sources.lookup import FOCAL_FOLDERS, AudioFolder, is_audio
 from birdtpu.data.sources.read import Source, fill, join, read_sources
 from birdtpu.errors import UserError
-from birdtpu.species import ClassList
+from birdtpu.species import NOCALL, ClassList
 
 # fmt: off
 RECORDINGS = (
@@ -249,7 +249,8 @@ def filter_recordings(
 
     Rated recordings below `min_rating` go; unrated ones (in the competitions' tables every recording from other
     sources than xeno-canto) stay and are counted. Recordings that go take their annotations along. Secondary labels
-    and annotations of species outside the classes are dropped and counted by species.
+    and annotations of species outside the classes are dropped and counted by species; these annotations stay where
+    `nocall` is a class.
 
     Args:
         tables: They are left as they are.
@@ -283,6 +284,8 @@ def filter_recordings(
         raise UserError("no recording is left: all are rated below min_rating or of species outside the class list")
     annotations = _of(used, tables.annotations)
     foreign = ~annotations["species"].isin(codes | {EVERY_OTHER})
+    # Where silence is a class, what sings tells where there is none.
+    unused = foreign & (NOCALL not in codes)
     used, counts = _secondary(used, codes, secondary_below_seconds)
     report = {
         "recordings": len(used),
@@ -293,7 +296,7 @@ def filter_recordings(
         "annotations_outside_classes": _counts(annotations.loc[foreign, "species"]),
         **counts,
     }
-    left = used.reset_index(drop=True), annotations[~foreign].reset_index(drop=True)
+    left = used.reset_index(drop=True), annotations[~unused].reset_index(drop=True)
     return Tables(*left, tables.species, tables.report), report
 
 

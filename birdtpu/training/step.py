@@ -78,10 +78,12 @@ def resolved(train: Train, replicas: int) -> Train:
     factor = {"none": 1.0, "linear": growth, "sqrt": growth**0.5}[train.learning_rate_scaling]
     parts = replicas * train.accumulate
     least = 8 * parts
-    if batch_size % least and parts > 1:
+    # The recipe has looked at its own batch.
+    if batch_size % least and (parts > 1 or train.batch_size_per_replica):
         near = max(1, round(batch_size / least)) * least
+        name = "train.batch_size_per_replica" if train.batch_size_per_replica else "train.batch_size"
         raise UserError(
-            f"train.batch_size: {batch_size} is no multiple of {least}: of 8 rows for each of {replicas} replicas"
+            f"{name}: {batch_size} is no multiple of {least}: of 8 rows for each of {replicas} replicas"
             + (f" and {train.accumulate} parts (train.accumulate)" if train.accumulate > 1 else "")
             + f"; give a multiple, such as train.batch_size={near}, "
             + f"or train.batch_size_per_replica={8 * train.accumulate}"

@@ -1,7 +1,9 @@
 """Train and test every fold, resumably, into one table."""
 
 import os
+from collections import ChainMap
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,15 +12,16 @@ import pandas as pd
 from birdtpu import metrics, storage
 from birdtpu.data import plan as planning
 from birdtpu.data.pseudo import PseudoLabels
+from birdtpu.data.tables import Tables
 from birdtpu.errors import UserError
 from birdtpu.evaluation.compare import write_out_of_fold
-from birdtpu.evaluation.evaluate import Evaluation, evaluate_recordings
+from birdtpu.evaluation.evaluate import Evaluation, evaluate_recordings, evaluate_rows
 from birdtpu.evaluation.report import write_report
 from birdtpu.publish.places import data_folders, resolve
 from birdtpu.recipe import Recipe, recipe_of
 from birdtpu.run import Run, is_finished, open_run
 from birdtpu.storage import PathLike
-from birdtpu.workflows.evaluate import clip_scores, held_out, of_known_species
+from birdtpu.workflows.evaluate import annotated_rows, clip_scores, held_out, of_known_species
 from birdtpu.workflows.members import CROSS_VALIDATION
 from birdtpu.workflows.predict import load
 from birdtpu.workflows.teacher import open_teacher
@@ -46,7 +49,8 @@ def cross_validate(
         recipe: A recipe, its name or its path.
         data: Prepared folder or folders.
         run: A folder: `fold-K/` holds each run and its `evaluation/`, `cross_validation.csv` the table, `oof.csv`
-            each recording's scores by the run that held it out, and `pooled/` the metrics over them.
+            each recording's scores by the run that held it out, and `pooled/` the metrics over them. Where no recording
+            has a primary label, as RFCx' do not, folds are tested by row, and there is no `oof.csv`.
         init_from: As for `train`: one run for all folds, or the folder of a cross-validation, whose `fold-K` a fold K
             begins with: then nothing is tested that was trained on.
         pseudo, unlabelled: As for `train`; `{fold}` in the file's name stands for the fold, whose own teacher shall
@@ -62,8 +66,10 @@ def cross_validate(
         of other data or of other folds.
     """
     recipe, folders, run = recipe_of(recipe, settings), data_folders(data), os.fspath(run)
-    recordings = with_folds(recipe, open_prepared(recipe, folders).tables.recordings)
-    homes = {fold: storage.join(run, f"fold-{fold}") for fold in tested_folds(recordings)}
+    tables = open_prepared(recipe, folders).tables
+    tables = replace(tables, recordings=with_folds(recipe, tables.recordings))
+    recordings, by_row = tables.recordings, has_times_alone(tables)
+    homes = {fold: storage.join(run, f"fold-{fold}") for fold in tested_folds(tables)}
     files, teachers = ({fold: _file_of_fold(path, fold) for fold in homes} for path in (pseudo, teacher))
     hashes = {fold: path and PseudoLabels.load(path).sha256 for fold, path in files.items()}
     # One of them after the other, for they are large, and each file once.
@@ -75,7 +81,7 @@ def cross_validate(
             home, fold, recipe, folders, recordings, hashes[fold], taught[teachers[fold]], _of_fold(init_from, fold)
         )
     ]
-    rows, clips, tested, draws = [], {}, [], []
+    rows, parts, draws = [], [], []
     for fold, home in homes.items():
         if fold not in finished:
             print(f"fold {fold} of {', '.join(homes)}", flush=True)
@@ -83,26 +89,35 @@ def cross_validate(
             train(recipe, folders, home, fold=fold, tpu=tpu, teacher=teachers[fold], **begin)
         predictor = load(home)
         truth, scored, _ = held_out(predictor, folders)
-        known = of_known_species(truth.recordings, predictor.classes)
-        part = clip_scores(known["recording"], scored)
-        common = {"thresholds": predictor.thresholds, "top_clips": recipe.evaluate.top_clips}
-        common["draws"] = recipe.evaluate.bootstrap
-        found = evaluate_recordings(part, known, predictor.classes, **common)
+        common = {"classes": predictor.classes, "thresholds": predictor.thresholds, "draws": recipe.evaluate.bootstrap}
+        if by_row:
+            part = annotated_rows(predictor, truth, scored)
+            found, groups = evaluate_rows(*part, **common), pd.factorize(part[1]["recording"])[0]
+        else:
+            common["top_clips"] = recipe.evaluate.top_clips
+            known = of_known_species(truth.recordings, predictor.classes).assign(fold=fold)
+            part = clip_scores(known["recording"], scored), known
+            found = evaluate_recordings(*part, **common)
+            groups = np.arange(len(found.truth))
         write_report(found, storage.join(home, "evaluation"))
-        draws.append(_average_precision_draws(found, recipe.evaluate.bootstrap, seed=len(draws)))
+        draws.append(_average_precision_draws(found, groups, recipe.evaluate.bootstrap, seed=len(draws)))
         seconds = pd.read_csv(storage.join(home, "log.csv"))["seconds"].sum()
         rows.append(
             {"fold": fold, **{m: found.result[m]["value"] for m in METRICS}, "train_seconds": round(seconds, 1)}
         )
-        clips |= part
-        tested.append(known.assign(fold=fold))
+        parts.append(part)
     # A metric that a fold leaves undefined is None.
     table = pd.DataFrame(rows).astype(dict.fromkeys(METRICS, float))
-    everything = pd.concat(tested)
-    pooled = evaluate_recordings(clips, everything, predictor.classes, **common)
+    if by_row:
+        scores, stretches, truth, mask = zip(*parts, strict=True)
+        joined = np.concatenate(scores), pd.concat(stretches), np.concatenate(truth), np.concatenate(mask)
+        pooled = evaluate_rows(*joined, **common)
+    else:
+        clips, everything = dict(ChainMap(*(each for each, _ in parts))), pd.concat([known for _, known in parts])
+        pooled = evaluate_recordings(clips, everything, **common)
+        scored_rows = everything[everything["recording"].isin(list(clips))]
+        write_out_of_fold(storage.join(run, OUT_OF_FOLD), scored_rows, pooled.scores, predictor.classes)
     write_report(pooled, storage.join(run, "pooled"))
-    rows_of_scores = everything[everything["recording"].isin(list(clips))]
-    write_out_of_fold(storage.join(run, OUT_OF_FOLD), rows_of_scores, pooled.scores, predictor.classes)
     last = {"fold": "pooled", **{m: pooled.result[m]["value"] for m in METRICS}}
     last |= {f"{m}_{end}": pooled.result[m][end] for m in METRICS for end in ("low", "high")}
     table = pd.concat([table, pd.DataFrame([mean_of_folds(table, draws), last])], ignore_index=True)
@@ -110,20 +125,29 @@ def cross_validate(
     return table
 
 
-def tested_folds(recordings: pd.DataFrame) -> list[str]:
+def has_times_alone(tables: Tables) -> bool:
+    """Whether nothing is known of whole recordings, so that only rows with annotations can be tested."""
+    return bool((tables.recordings["primary_label"] == "").all())
+
+
+def tested_folds(tables: Tables) -> list[str]:
     """The folds that are tested in turn.
 
     Raises: UserError where there is none, or one that cannot be tested by itself.
     """
+    recordings = tables.recordings
     folds = sorted(set(recordings["fold"]) - {"", "train", "validation"}, key=lambda fold: (len(fold), fold))
     if not folds:
         raise UserError("cross-validation: no recording is ever tested; give folds.split a test part, or leave it away")
     if "test" in folds and len(folds) > 1:
         raise UserError(f"cross-validation: the fold test would be tested with each of {', '.join(folds)}; number it")
-    labelled = set(recordings.loc[recordings["primary_label"] != "", "fold"])
+    known, what = recordings["primary_label"] != "", "a primary label"
+    if has_times_alone(tables):
+        known, what = recordings["recording"].isin(tables.annotations["recording"]), "an annotation"
+    labelled = set(recordings.loc[known, "fold"])
     for fold in folds:
         if fold not in labelled:
-            raise UserError(f"cross-validation: no recording of fold {fold} has a primary label; call that fold train")
+            raise UserError(f"cross-validation: no recording of fold {fold} has {what}; call that fold train")
     return folds
 
 
@@ -195,9 +219,9 @@ def mean_of_folds(rows: pd.DataFrame, draws: Sequence[np.ndarray]) -> dict[str, 
     return mean | {"macro_average_precision_low": spread.low, "macro_average_precision_high": spread.high}
 
 
-def _average_precision_draws(found: Evaluation, draws: int, seed: int) -> np.ndarray:
-    """`(draws,)` macro average precision over resampled recordings of one fold."""
-    known = {"groups": np.arange(len(found.truth)), "mask": found.mask}
+def _average_precision_draws(found: Evaluation, groups: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """`(draws,)` macro average precision over resampled recordings of one fold; `groups` is the recording of a row."""
+    known = {"groups": groups, "mask": found.mask}
     return metrics.bootstrap_draws(
         metrics.macro_average_precision, found.truth, found.scores, **known, draws=draws, seed=seed
     )[1]

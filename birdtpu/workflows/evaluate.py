@@ -71,7 +71,7 @@ def evaluate(
         top = recipe.evaluate.top_clips
         found = evaluate_recordings(clips, known, predictor.classes, top_clips=top, **settings)
     else:
-        found = _by_row(predictor, truth, scored, settings)
+        found = evaluate_rows(*annotated_rows(predictor, truth, scored), predictor.classes, **settings)
     if output:
         report.write_report(found, output)
         write_failures(storage.join(output, "failures.csv"), failures)
@@ -194,8 +194,13 @@ def _folder(
     return tables.Tables(recordings, annotations, found.species), scored, failures
 
 
-def _by_row(predictor: Predictor, truth: tables.Tables, scored: dict[str, engine.Scores], settings: dict) -> Evaluation:
-    """5-s rows against annotations."""
+def annotated_rows(
+    predictor: Predictor, truth: tables.Tables, scored: dict[str, engine.Scores]
+) -> tuple[np.ndarray, pd.DataFrame, np.ndarray, np.ndarray]:
+    """Scores, rows, truth and mask of 5-s rows with annotations, as `evaluate_rows` takes them.
+
+    Raises: UserError where there is none.
+    """
     if truth.annotations.empty:
         raise UserError(
             "evaluation by row: the tables hold no annotation; give --table one with times, or --by recording"
@@ -213,12 +218,4 @@ def _by_row(predictor: Predictor, truth: tables.Tables, scored: dict[str, engine
             kept.append(i)
     if not kept:
         raise UserError("evaluation by row: no annotated row lies inside its recording")
-    picked = pd.Index(kept)
-    return evaluate_rows(
-        np.stack(values),
-        rows.iloc[picked].reset_index(drop=True),
-        labels[kept],
-        mask[kept],
-        predictor.classes,
-        **settings,
-    )
+    return np.stack(values), rows.iloc[pd.Index(kept)].reset_index(drop=True), labels[kept], mask[kept]

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -14,7 +15,7 @@ from birdtpu.publish.places import data_folders
 from birdtpu.recipe import Recipe, recipe_of
 from birdtpu.run import is_finished
 from birdtpu.storage import PathLike
-from birdtpu.workflows.cross_validate import cross_validate, tested_folds
+from birdtpu.workflows.cross_validate import cross_validate, has_times_alone, tested_folds
 from birdtpu.workflows.evaluate import evaluate
 from birdtpu.workflows.members import CROSS_VALIDATION
 from birdtpu.workflows.pseudo_label import FOLD, pseudo_label
@@ -72,10 +73,12 @@ def noisy_student(
         raise UserError(f"--strategy {strategy}: one of {', '.join(STRATEGIES)}")
     if strategy == "fold_matched" and fold is not None:
         raise UserError("--strategy fold_matched: asks the teachers of all folds; leave --fold away")
+    tables = open_prepared(first, folders).tables
     if fold is None:
-        folds = tested_folds(with_folds(first, open_prepared(first, folders).tables.recordings))
+        folds = tested_folds(replace(tables, recordings=with_folds(first, tables.recordings)))
     else:
         folds = [str(fold)]
+    by = "row" if has_times_alone(tables) else "recording"
     options = {"strategy": strategy, "threshold": threshold}
     with storage.locked(run):
         _same_settings(
@@ -92,7 +95,7 @@ def noisy_student(
             if fold is None:
                 table = _cross_validated(each, folders, home, learnt)
             else:
-                table = _one_fold(each, folders, home, folds[0], learnt)
+                table = _one_fold(each, folders, home, folds[0], by, learnt)
             parts.append(table.assign(round=number))
             done = pd.concat(parts, ignore_index=True)[["round", "fold", "macro_average_precision", "train_seconds"]]
             storage.write_text(storage.join(run, ROUNDS), done.to_csv(index=False, lineterminator="\n"))
@@ -162,14 +165,16 @@ def _cross_validated(recipe: Recipe, folders: list[str], home: str, learnt: dict
     return table[table["fold"] != "pooled"]
 
 
-def _one_fold(recipe: Recipe, folders: list[str], home: str, fold: str, learnt: dict[str, Any]) -> pd.DataFrame:
+def _one_fold(
+    recipe: Recipe, folders: list[str], home: str, fold: str, by: str, learnt: dict[str, Any]
+) -> pd.DataFrame:
     home = storage.join(home, f"fold-{fold}")
     if not is_finished(home):
         pseudo = learnt["pseudo"] and learnt["pseudo"].replace(FOLD, fold)
         train(recipe, folders, home, fold=fold, **{**learnt, "pseudo": pseudo})
     metrics = storage.join(home, "evaluation", "metrics.json")
     if not storage.exists(metrics):
-        evaluate(home, data=folders, output=storage.join(home, "evaluation"))
+        evaluate(home, data=folders, by=by, output=storage.join(home, "evaluation"))
     found = json.loads(storage.read_text(metrics))["macro_average_precision"]["value"]
     seconds = round(pd.read_csv(storage.join(home, "log.csv"))["seconds"].sum(), 1)
     row = {"fold": fold, "macro_average_precision": found, "train_seconds": seconds}

@@ -1,17 +1,15 @@
 """Pseudo-labels as a training takes them: their file, the recordings that it is about, and the plan with their rows."""
 
-import io
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from birdtpu import storage
 from birdtpu.data import plan as planning
-from birdtpu.data import shards
 from birdtpu.data.pseudo import PseudoLabels, add_rows, usable
 from birdtpu.data.tables import Tables
 from birdtpu.errors import UserError
@@ -30,7 +28,6 @@ class Pseudo:
         folders: Prepared folders with its recordings.
         tables: Of these folders.
         records: Of these folders (`shards.load_all_records`).
-        audio_hash: Of each recording here and in the labelled data: a copy may have another name.
     """
 
     path: str
@@ -38,7 +35,6 @@ class Pseudo:
     folders: list[str]
     tables: Tables
     records: pd.DataFrame
-    audio_hash: dict[str, str] = field(default_factory=dict)
 
     def info(self) -> dict[str, Any]:
         """What a run notes of them."""
@@ -49,7 +45,6 @@ def open_pseudo(
     recipe: Recipe,
     path: PathLike,
     unlabelled: PathLike | Sequence[PathLike] | None,
-    labelled: Sequence[str],
     opened: Callable[..., Any],
 ) -> Pseudo:
     """The pseudo-labels of a file.
@@ -58,7 +53,6 @@ def open_pseudo(
         recipe: The training's.
         path: The file.
         unlabelled: Prepared folder or folders with its recordings; None: where they were when it was written.
-        labelled: The training's prepared folders.
         opened: `train.open_prepared`.
 
     Raises: UserError where the file, the folders and the recipe do not fit each other.
@@ -71,6 +65,11 @@ def open_pseudo(
             f"pseudo-labels {path}: of clips of {seconds:g} s, and audio.clip_seconds is "
             f"{recipe.audio.clip_seconds:g}: make them with a teacher of the same"
         )
+    if not recipe.train.whole_clips:
+        raise UserError(
+            f"pseudo-labels {path}: are of whole clips, and the recipe learns labels of frames alone; give "
+            "train.segment_loss (or train.clip_loss) a weight, such as --set train.segment_loss=0.5"
+        )
     if recipe.train.instances > 1:
         raise UserError(
             f"train.instances = {recipe.train.instances}: pseudo-labels are of single clips; set it to 1, or train "
@@ -82,17 +81,7 @@ def open_pseudo(
     if gone:
         raise UserError(f"pseudo-labels {path}: no folder {gone} with their recordings; give --unlabelled")
     prepared = opened(any_species(recipe), folders)
-    return Pseudo(path, labels, folders, prepared.tables, prepared.records, _audio_hashes([*labelled, *folders]))
-
-
-def _audio_hashes(folders: Sequence[str]) -> dict[str, str]:
-    """Recording -> hash of its decoded audio, of all that `prepare` wrote into the folders."""
-    out: dict[str, str] = {}
-    for folder in dict.fromkeys(folders):
-        data = shards.load_table(folder, shards.load_manifest(folder), "files.csv")
-        files = pd.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False)
-        out |= dict(zip(files["recording"], files["audio_hash"], strict=True))
-    return out
+    return Pseudo(path, labels, folders, prepared.tables, prepared.records)
 
 
 def any_species(recipe: Recipe) -> Recipe:
@@ -115,11 +104,7 @@ def with_pseudo(
     """
     clips = pseudo.labels.clips
     annotations = pd.concat([tables.annotations, pseudo.tables.annotations], ignore_index=True)
-    both = [
-        table.assign(audio_hash=table["recording"].map(pseudo.audio_hash).fillna(""))
-        for table in (recordings, pseudo.tables.recordings)
-    ]
-    allowed = usable(clips, both[0], roles, annotations, both[1])
+    allowed = usable(clips, recordings, roles, annotations, pseudo.tables.recordings)
     if not allowed.all():
         out = clips.loc[~allowed, "recording"].unique()
         warnings.warn(

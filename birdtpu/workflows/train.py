@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 class Prepared:
     """Prepared folders as one: what the recipe leaves of their tables, and all their records (`load_all_records`).
 
-    `with_nocall` adds folders, records and a table of recordings without any species.
+    Recordings have a column `audio_hash` too. `with_nocall` adds folders, records and a table of recordings without any
+    species.
     """
 
     folders: list[str]
@@ -126,7 +127,7 @@ def _train(
         raise UserError(f"run {run}: holds a finished run; give another folder or remove it")
     teacher = open_teacher(recipe, teacher_file)
     prepared = with_nocall(recipe, open_prepared(recipe, folders))
-    pseudo = None if pseudo_file is None else open_pseudo(recipe, pseudo_file, unlabelled, folders, open_prepared)
+    pseudo = None if pseudo_file is None else open_pseudo(recipe, pseudo_file, unlabelled, open_prepared)
     # Keras stands behind them, and its backend is chosen by now.
     from birdtpu.training.loop import Saving
     from birdtpu.training.step import resolved
@@ -251,7 +252,7 @@ def open_prepared(recipe: Recipe, folders: Sequence[str], classes: ClassList | N
                 f"{folder}: its records hold {longest:g} s, less than a clip and its margin of {recipe.name}: "
                 "prepare it again with this recipe"
             )
-        parts.append(tables.load_tables(folder))
+        parts.append(replace(tables.load_tables(folder), recordings=_recordings(folder)))
     merged = tables.merge_tables(parts) if len(parts) > 1 else parts[0]
     if classes is None and recipe.labels.classes:
         classes = ClassList.from_csv(recipe.labels.classes)
@@ -270,15 +271,28 @@ def open_prepared(recipe: Recipe, folders: Sequence[str], classes: ClassList | N
     return Prepared(list(folders), kept, shards.load_all_records(folders))
 
 
+def _recordings(folder: str) -> pd.DataFrame:
+    """The table of recordings of a prepared folder, with the hash of their audio."""
+    table = tables.load_tables(folder).recordings
+    return table.assign(audio_hash=table["recording"].map(shards.load_audio_hashes(folder)).fillna("").astype(str))
+
+
 def with_nocall(recipe: Recipe, prepared: Prepared) -> Prepared:
-    """The same with the recordings of `labels.nocall`, to be trained on in any fold."""
+    """The same with the recordings of `labels.nocall`, to be trained on in any fold.
+
+    Raises: UserError where all of them are in the data too.
+    """
     if not recipe.labels.nocall:
         return prepared
     folders = data_folders(recipe.labels.nocall)
     found = open_prepared(any_species(recipe), folders).tables.recordings
-    # What is labelled, or held out, is no silence.
-    found = found[~found["recording"].isin(prepared.tables.recordings["recording"])]
-    nocall = found.assign(primary_label=NOCALL, secondary_labels="", fold="train")
+    # What is labelled is no silence, whether or not the recipe uses its label, and whatever its name.
+    known = pd.concat([_recordings(folder) for folder in prepared.folders])
+    hashes = set(known["audio_hash"]) - {""}
+    silent = found[~found["recording"].isin(known["recording"]) & ~found["audio_hash"].isin(hashes)]
+    if silent.empty:
+        raise UserError(f"labels.nocall: every recording of {folders[0]} is in the --data too; name another folder")
+    nocall = silent.assign(primary_label=NOCALL, secondary_labels="", fold="train")
     every = [*prepared.folders, *folders]
     return replace(prepared, folders=every, records=shards.load_all_records(every), nocall=nocall)
 
@@ -298,10 +312,12 @@ def make_plan(
         classes = tables.class_list(replace(prepared.tables, annotations=timed))
     cut = {"validation_fraction": recipe.folds.validation_fraction, "seed": recipe.folds.seed}
     roles = folding.roles(recordings, fold=fold, **cut)
-    labelled, labelled_roles = recordings, roles
-    if prepared.nocall is not None:
+    silent = 0 if prepared.nocall is None else len(prepared.nocall)
+    if silent:
         recordings = pd.concat([recordings, prepared.nocall], ignore_index=True)
-        roles = pd.Series([*roles, *["train"] * len(prepared.nocall)])
+        roles = pd.Series([*roles, *["train"] * silent])
+    known, known_roles = recordings, roles
+    recordings, roles = _apart(recordings, roles, silent)
     sections, report = balancing.balance(
         recordings[roles == "train"],
         down_to=recipe.balance.down_to,
@@ -322,11 +338,40 @@ def make_plan(
         classes=classes,
         clip_seconds=recipe.audio.clip_seconds,
         secondary=recipe.labels.secondary,
+        whole_clips=recipe.train.whole_clips,
         weights=weights,
     )
+    if not recipe.train.whole_clips:
+        taught = plan[(plan["role"] == "train") & (plan["source"] == "labelled") & (plan["targets"] != "")]
+        if len(taught):
+            warnings.warn(
+                f"{planning.recordings_of(taught).nunique()} recordings have no times and teach nothing: the recipe "
+                "learns labels of frames alone (train.frame_loss); give train.segment_loss a weight, or leave them out",
+                stacklevel=2,
+            )
     if pseudo is not None:
-        plan = with_pseudo(plan, pseudo, recipe, prepared.tables, labelled, labelled_roles)
+        plan = with_pseudo(plan, pseudo, recipe, prepared.tables, known, known_roles)
     return classes, plan, report
+
+
+def _apart(recordings: pd.DataFrame, roles: pd.Series, silent: int) -> tuple[pd.DataFrame, pd.Series]:
+    """The recordings without what would be heard in training too although it is held out; warns of it.
+
+    That is a copy under another name, where folds were given, and of the last `silent` recordings, which have no fold,
+    also one of a recordist and place that are held out.
+    """
+    held = (roles != "train").to_numpy()
+    copied = recordings["audio_hash"].isin(set(recordings.loc[held, "audio_hash"]) - {""})
+    group = folding.groups(recordings)
+    near = group.isin(group[held]) & (np.arange(len(recordings)) >= len(recordings) - silent)
+    heard = ~held & (copied | near).to_numpy()
+    if heard.any():
+        warnings.warn(
+            f"{heard.sum()} recordings ({recordings.loc[heard, 'path'].iloc[0]}, ...) are left out of the training: "
+            "they are copies of held-out ones, or without birds and of a recordist and place that are held out",
+            stacklevel=3,
+        )
+    return recordings[~heard].reset_index(drop=True), roles[~heard].reset_index(drop=True)
 
 
 def with_folds(recipe: Recipe, recordings: pd.DataFrame) -> pd.DataFrame:
@@ -391,7 +436,7 @@ def _fit(
     if per_epoch == 0:
         count = order.samples_per_epoch(training)
         raise UserError(f"{count} training samples fill no batch of train.batch_size {knobs.batch_size}: lower it")
-    steps, beside = per_epoch * knobs.epochs, _beside(recipe)
+    steps, beside = per_epoch * knobs.epochs, _beside(recipe, plan, prepared)
     with accelerator.scope():
         model = _model(draft, accelerator)
         if start is not None:
@@ -449,7 +494,7 @@ def _fit(
     return finished
 
 
-def _beside(recipe: Recipe) -> dict[str, Any]:
+def _beside(recipe: Recipe, plan: pd.DataFrame, prepared: Prepared) -> dict[str, Any]:
     """What the batches of a training hold beside clips and labels, as arguments of `pipeline.batches`."""
     augment = recipe.augment
     out: dict[str, Any] = {"partner": augment.partner_probability > 0}
@@ -460,6 +505,11 @@ def _beside(recipe: Recipe) -> dict[str, Any]:
                 "names no prepared folder of them; give one, or set the probability to 0"
             )
         out["background"] = data_folders(augment.background)
+        sounds = pd.concat([_recordings(folder) for folder in out["background"]])
+        both = pd.concat([prepared.tables.recordings, sounds], ignore_index=True)
+        group = folding.groups(both)
+        held = both["recording"].isin(planning.recordings_of(plan[plan["role"] != "train"]))
+        out["held_out"] = frozenset(both.loc[group.isin(group[held]), "recording"])
     return out
 
 

@@ -55,7 +55,8 @@ def plan():
             rows[-1] += (0.5 + number % 2, targets, unknown)
     columns = ["section", "record", "start_seconds", "end_seconds", "repeats", "source", "weight", "targets", "unknown"]
     # The rows' numbers are not their positions: a plan's rows of one role are only some of it.
-    return pd.DataFrame(rows, columns=columns).assign(role="train", row=lambda table: 100 + 3 * np.arange(len(table)))
+    table = pd.DataFrame(rows, columns=columns).assign(role="train", within="")
+    return table.assign(row=100 + 3 * np.arange(len(table)))
 
 
 def take(folder, plan, count=None, **options):
@@ -334,8 +335,40 @@ def test_frames_know_what_annotations_say(folder, boxes):
     assert seen > 10
 
 
+@pytest.mark.parametrize("unknown", ["*", ""])
+def test_what_sings_within_a_box_sings_nowhere_else_in_it(folder, plan, unknown):
+    """As `annotated_sections` says of a box from 0.2 to 1.8 s and one of another species from 0.6 to 0.9 s in it."""
+    rows = plan[plan["record"] == "XC3/00000"].assign(source="timed", repeats=1)
+    rows = rows.assign(start_seconds=[0.2, 0.6], end_seconds=[1.8, 0.9], unknown=unknown, within=["barswa", ""])
+    rows["targets"] = ["123;barswa", "123;barswa"]
+    outer, inner = (CLASSES.index(code) for code in ("123", "barswa"))
+    seen = set()
+    for batch in take(folder, rows, 4, clip_samples=600, frame_hop=50):
+        for audio, targets, mask in zip(batch["audio"], batch["frame_targets"], batch["frame_mask"], strict=True):
+            time = (round(float(audio[0] * 32768)) - 300 + 50 * np.arange(13)) / RATE
+            both, one = (time >= 0.6) & (time < 0.9), (time >= 0.2) & (time < 1.8)
+            np.testing.assert_array_equal(targets[:, inner], both)
+            np.testing.assert_array_equal(targets[:, outer], one)
+            # Where the labels are complete it is absent around its box, else unknown.
+            np.testing.assert_array_equal(mask[:, inner], both if unknown else one)
+            seen.add(both.any())
+    assert True in seen
+
+
+def test_of_silent_recordings_every_frame_is_known(folder, boxes):
+    rows = boxes.assign(targets=boxes["targets"].where(boxes["source"] == "timed", ""))
+    rows["unknown"] = rows["unknown"].where(rows["source"] == "timed", "")
+    silent = 0
+    for batch in take(folder, rows, 10, clip_samples=600, frame_hop=50):
+        for row, targets, mask in zip(batch["row"], batch["frame_targets"], batch["frame_mask"], strict=True):
+            if rows.set_index("row").loc[row, "record"] == "XC4/00000":
+                assert not targets.any() and mask.min() == 1
+                silent += 1
+    assert silent
+
+
 def test_a_loss_on_frames_needs_annotations(folder, plan):
-    with pytest.raises(UserError, match=r"train\.frame_loss: no recording has timed annotations"):
+    with pytest.raises(UserError, match=r"train\.frame_loss: no recording of this part has annotations with times"):
         take(folder, plan, 1, frame_hop=50)
 
 
@@ -360,6 +393,21 @@ def test_partners_are_other_recordings_of_the_same_species(folder, plan):
             assert any(name != own for name, _ in fits)
             distinct.add(fits[0])
     assert len(distinct) > 100
+
+
+def test_partners_lack_what_the_row_says_is_absent(folder, plan):
+    """A partner in which another species may sing would make the row's own label of that species wrong."""
+    # Recordings of 0.4 s, whose samples tell them apart.
+    unknown = {0: "", 6: "barswa", 12: "", 18: "*;barswa", 24: "*"}
+    partners = {0: {12}, 6: {0, 12}, 12: {0}, 18: {0, 12}, 24: {0, 6, 12, 18}}
+    rows = plan[plan["record"].isin([f"XC{k}/00000" for k in unknown])]
+    rows = rows.assign(targets="amerob", unknown=list(unknown.values()))
+    heard = {k: set() for k in unknown}
+    for batch in take(folder, rows, 40, partner=True):
+        for partner, row in zip(batch["partner_audio"], batch["row"], strict=True):
+            own = int(rows.set_index("row").loc[row, "record"][2:-6])
+            heard[own].add(round(float(partner.min() * 32768)) // 100)
+    assert heard == partners
 
 
 def test_a_row_alone_is_its_own_partner(folder, plan):
@@ -389,6 +437,15 @@ def test_background_comes_from_its_own_folder(folder, plan, tmp_path):
     assert_same(batches[5:], take(folder, plan, 35, background=sounds, start_step=5))
     for before, after in zip(take(folder, plan, 3), batches, strict=False):
         np.testing.assert_array_equal(before["audio"], after["audio"])
+
+
+def test_background_is_none_of_what_is_held_out(folder, plan, tmp_path):
+    sounds = write_folder(tmp_path / "sounds", [("N0", 0.9), ("N1", 0.1)])
+    for batch in take(folder, plan, 5, background=sounds, held_out={"N0"}):
+        # Of the second record alone, which is numbered from 100 on.
+        assert set(np.rint(batch["background_audio"] * 32768).astype(int).ravel()) == set(range(100, 200))
+    with pytest.raises(UserError, match=r"background: all recordings of .*sounds are held out"):
+        take(folder, plan, 1, background=sounds, held_out={"N0", "N1", "XC1"})
 
 
 def test_background_of_another_rate_is_named(folder, plan, tmp_path):

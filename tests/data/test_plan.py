@@ -192,9 +192,40 @@ def test_complete_rows_know_everything_and_nocall_is_a_section():
     assert plan[["start_seconds", "end_seconds", "targets", "unknown"]].values.tolist() == [
         [0, 5, "", ""],
         [5, 10, "a;c", "b"],
-        [10, 12, "", ""],
+        # A clip of 5 s holds the end of the stretch before, and perhaps its birds.
+        [10, 12, "", "a;b;c"],
     ]
     assert set(plan["weight"]) == {0.25}
+    alone = plan_of(recordings, annotations=make_annotations(rows), whole_clips=False)
+    assert alone["targets"].tolist() == ["", "a;c", ""] and alone["unknown"].tolist() == ["", "b", ""]
+
+
+def test_a_short_stretch_knows_only_what_holds_for_its_clip():
+    rows = [("XC0", 0.0, 0.5, "*", "negative"), ("XC0", 0.5, 3.0, "a", "positive"), ("XC0", 0.5, 3.0, "*", "negative")]
+    rows += [("XC0", 20.0, 21.0, "*", "negative"), ("XC0", 30.0, 31.0, "b", "negative")]
+    recordings = make_recordings([("", "", 60.0)])
+    with pytest.warns(UserWarning, match="3 stretches are shorter than a clip, and what lies beside them"):
+        plan = plan_of(recordings, annotations=make_annotations(rows))
+    columns = ["start_seconds", "end_seconds", "targets", "unknown"]
+    # Of the first and the fourth, nothing would hold for a clip.
+    assert plan[columns].values.tolist() == [[0.5, 3.0, "a", "*"], [10.0, 11.0, "", "*;b"]]
+    rows += [("XC0", 3.0, 9.0, "*", "negative")]
+    with pytest.warns(UserWarning, match="1 stretches are shorter"):
+        plan = plan_of(recordings, annotations=make_annotations(rows))
+    assert plan[columns].values.tolist()[:3] == [[0.0, 0.5, "", "a"], [0.5, 3.0, "a", ""], [3.0, 9.0, "", ""]]
+
+
+@pytest.mark.filterwarnings("ignore:annotations. 1 stretches are shorter than a clip")
+def test_nocall_as_a_class_is_where_nothing_of_the_table_sings():
+    rows = [("XC0", start, start + 5.0, "*", "negative") for start in (0.0, 5.0, 10.0, 15.0)]
+    rows += [("XC0", 5.0, 10.0, "a", "positive"), ("XC0", 11.0, 12.0, "out", "positive")]
+    rows += [("XC0", 16.0, 17.0, "b", "unknown"), ("XC0", 30.0, 35.0, "a", "positive")]
+    classes = ClassList(("a", "b", "nocall"))
+    plan = plan_of(make_recordings([("", "", 60.0)]), annotations=make_annotations(rows), classes=classes)
+    whole = plan[plan["end_seconds"] - plan["start_seconds"] == 5]
+    assert whole[["targets", "unknown"]].values.tolist() == [
+        ["nocall", ""], ["a", ""], ["", ""], ["", "b;nocall"], ["a", "*"],
+    ]  # fmt: skip
 
 
 def test_annotations_give_held_out_sections_too():
@@ -218,20 +249,22 @@ def test_annotation_without_time_is_a_warning():
     assert len(plan) == 1
 
 
-def truth_slowly(rows, start, end, code):
-    """The rules of `annotated_sections` for one species, row by row."""
+def truth_slowly(rows, start, end, code, clip):
+    """The rules of `annotated_sections` for one species, row by row. All times are whole seconds."""
     mine = [row for row in rows if row[3] == code]
-    touching = [row for row in mine if row[1] < end and row[2] > start]
     if any(
         row[4] == "positive" and ((row[1] <= start and row[2] >= end) or (row[1] >= start and row[2] <= end))
-        for row in touching
+        for row in mine
     ):
         return 1
-    if any(row[4] in ("positive", "unknown") for row in touching):
+    beyond = max(0, clip - (end - start))
+    first, last = max(0, start - beyond), min(30, end + beyond)
+    if any(row[4] in ("positive", "unknown") and row[1] < last and row[2] > first for row in mine):
         return None
-    if any(
-        row[4] == "negative" and row[1] <= start and row[2] >= end for row in mine + [r for r in rows if r[3] == "*"]
-    ):
+    if any(row[4] == "negative" and row[1] <= start and row[2] >= end for row in mine):
+        return 0
+    complete = [row for row in rows if row[3] == "*"]
+    if all(any(row[1] <= second < row[2] for row in complete) for second in range(int(first), int(last))):
         return 0
     return None
 
@@ -256,12 +289,13 @@ STATES = ["positive", "negative", "unknown"]
 
 
 @quick
-@given(annotation_rows)
-def test_annotated_sections_match_slow_twin(rows):
-    sections = annotated_sections(make_annotations(rows), pd.Series({"XC0": 30.0}), CLASSES)
+@given(annotation_rows, st.sampled_from([0.0, 5.0]))
+@pytest.mark.filterwarnings("ignore:annotations. .* stretches are shorter than a clip")
+def test_annotated_sections_match_slow_twin(rows, clip):
+    sections = annotated_sections(make_annotations(rows), pd.Series({"XC0": 30.0}), CLASSES, clip_seconds=clip)
     want = {}
     for start, end in {row[1:3] for row in rows}:
-        truth = [truth_slowly(rows, start, end, code) for code in CLASSES.codes]
+        truth = [truth_slowly(rows, start, end, code, clip) for code in CLASSES.codes]
         if set(truth) != {None}:
             want[start, end] = truth
     keys = list(zip(sections["start_seconds"], sections["end_seconds"], strict=True))
@@ -271,6 +305,9 @@ def test_annotated_sections_match_slow_twin(rows):
         assert [
             [int(t) if m else None for t, m in zip(*row, strict=True)] for row in zip(targets, mask, strict=True)
         ] == [want[key] for key in keys]
+    for row in sections.itertuples():
+        through = {r[3] for r in rows if r[4] == "positive" and r[1] <= row.start_seconds and r[2] >= row.end_seconds}
+        assert set(row.within.split(";")) - {""} == set(row.targets.split(";")) - through - {""}
 
 
 def test_dense_targets_and_mask():

@@ -55,7 +55,7 @@ def with_rows(plan, clips, allowed=None, ratio=1.0, seed=0):
 @pytest.fixture
 def labels():
     scores = np.array([[0.25, 1, 0], [0.5, np.nan, 0.125]], np.float16)
-    notes = {"strategy": "mean", "data": ["p"], "untold": []}
+    notes = {"strategy": "mean", "data": ["p"], "untold": [], "clip_seconds": 5.0}
     return PseudoLabels(make_clips(2), scores, ("a", "007", "é"), frozenset({"XC2", "XC1"}), notes)
 
 
@@ -87,6 +87,10 @@ def test_broken_files_are_one_line(labels, tmp_path):
         with pytest.raises(UserError, match=r"p\.npz: damaged") as caught:
             PseudoLabels.load(path)
         assert "\n" not in str(caught.value)
+    for name in ("data", "untold", "clip_seconds"):
+        PseudoLabels(labels.clips, labels.scores, labels.codes, notes={**labels.notes, name: None}).save(path)
+        with pytest.raises(UserError, match=r"p\.npz: damaged"):
+            PseudoLabels.load(path)
     for scores in (labels.scores[:1], labels.scores * 2, labels.scores.astype(np.float32)):
         arrays = dict(np.load(io.BytesIO(whole)))
         np.savez(path, **(arrays | {"scores": scores}))

@@ -49,7 +49,7 @@ def plan():
     rows = [(i, f"{name}/{round(start):05d}", 0.0, seconds) for i, (name, start, seconds) in enumerate(RECORDS)]
     table = pd.DataFrame(rows, columns=["row", "record", "start_seconds", "end_seconds"])
     table = table.assign(section=table["row"], repeats=4, role="train", source="labelled", weight=1.0)
-    return table.assign(targets="a", unknown="")
+    return table.assign(targets="a", unknown="", within="")
 
 
 def twin(teacher: Teacher, name: str, second: float) -> np.ndarray:

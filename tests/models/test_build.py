@@ -368,7 +368,18 @@ def test_the_sliding_head_hears_no_further_than_its_window():
     narrow, wide = with_head("sliding", "model.window_seconds=0.1"), with_head("sliding", "model.window_seconds=0.9")
     assert narrow.network.get_layer("features").kernel_size < wide.network.get_layer("features").kernel_size
     segments = narrow.network.output["segmentwise"].shape[1]
-    assert wide.network.get_layer("features").kernel_size == (round(0.9 * segments),)
+    width = round(0.9 * segments)
+    assert wide.network.get_layer("features").kernel_size == (width,)
+    features = wide.network.get_layer("dropout_before")
+    head = keras.Model(features.input, wide.network.output["segmentwise"])
+    x = RNG.standard_normal((1, *features.input.shape[1:])).astype(np.float32)
+    before, middle = numpy(head(x)), segments // 2
+    for offset in range(segments):
+        changed = x.copy()
+        changed[:, offset] += 3
+        heard = bool(np.abs(numpy(head(changed)) - before)[0, middle].max() > 0)
+        # An even window has one segment more behind than before.
+        assert heard == ((width - 1) // 2 >= middle - offset and offset - middle <= width // 2)
 
 
 def test_the_best_clip_of_a_recording_is_trained_on():

@@ -198,8 +198,22 @@ def test_rows_of_weight_zero_do_not_teach():
     recipe = load_recipe("quickstart", [*SHRUNK, *off])
     data = batch(recipe)
     _, step = made(recipe)
-    loss = float(step({**data, "weight": np.zeros(8, np.float32)}))
-    assert loss == 0
+    assert float(step({**data, "weight": np.zeros(8, np.float32)})) == 0
+
+
+@pytest.mark.parametrize("settings", [[], ["train.segment_loss=0.5", "train.clip_loss=0.5", "train.rank_loss=1"]])
+def test_what_rows_of_weight_zero_say_does_not_count(settings):
+    train, rng = knobs(*settings), np.random.default_rng(0)
+    outputs = {name: rng.normal(size=(8, *n, 3)).astype(np.float32) for name, n in
+               (("clipwise_logits", ()), ("segmentwise_logits", (4,)))}  # fmt: skip
+    labels = {"targets": np.eye(3, dtype=np.float32)[np.arange(8) % 3], "target_mask": np.ones((8, 3), np.float32)}
+    labels["weight"] = np.array([1] * 6 + [0] * 2, np.float32)
+    before = float(loss_of(outputs, labels, train))
+    for value in (*outputs.values(), labels["targets"], labels["target_mask"]):
+        value[6:] = 1 - value[6:]
+    assert before > 0 and float(loss_of(outputs, labels, train)) == pytest.approx(before)
+    labels["targets"][5] = 1 - labels["targets"][5]
+    assert float(loss_of(outputs, labels, train)) != pytest.approx(before)
 
 
 def test_rows_of_weight_zero_are_in_no_pair():
@@ -322,10 +336,11 @@ def test_the_batch_over_all_replicas_is_the_recipes_or_grows():
 @pytest.mark.parametrize(("settings", "replicas", "named"), [
     (["train.batch_size=24"], 2, "24 is no multiple of 16: .* 2 replicas; give a multiple, such as .*=32,"),
     (["train.batch_size=8"], 2, "8 is no multiple of 16: .* such as train.batch_size=16"),
+    (["train.batch_size_per_replica=12"], 1, r"12 is no multiple of 8: .* such as train\.batch_size=16"),
     (["train.batch_size=16", "train.accumulate=2"], 2, r"16 is no multiple of 32: .* 2 parts \(train\.accumulate\)"),
 ])  # fmt: skip
 def test_a_batch_that_does_not_split_is_named(settings, replicas, named):
-    with pytest.raises(UserError, match=rf"train\.batch_size: {named}"):
+    with pytest.raises(UserError, match=rf"train\.batch_size(_per_replica)?: {named}"):
         resolved(knobs(*settings), replicas)
 
 

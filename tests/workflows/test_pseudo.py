@@ -218,7 +218,13 @@ def test_no_recording_that_is_held_out_or_labelled_gets_a_pseudo_label(labelled,
             boxes.append(
                 {"recording": f"S{i}", "start_seconds": 0, "end_seconds": 4, "species": "*", "state": "negative"}
             )
+    sound_of = {
+        f"{kind}{i}": f"h{copied}"
+        for bare_one, copied in copies.items()
+        for kind, i in (("S", bare_one), ("R", copied))
+    }
     tables = [frame(part, RECORDINGS) for part in (rows, again)]
+    tables = [table.assign(audio_hash=table["recording"].map(sound_of).fillna("").astype(str)) for table in tables]
     boxes = frame(boxes, ANNOTATIONS)
     inside = [boxes[boxes["recording"].isin(table["recording"])] for table in tables]
     species = frame([{"code": code} for code in "ab"], SPECIES)
@@ -231,9 +237,7 @@ def test_no_recording_that_is_held_out_or_labelled_gets_a_pseudo_label(labelled,
     clips = pd.DataFrame([(n, s, s + 4.0) for n in dict.fromkeys(names) for s in (0.0, 4.0)], columns=planning.STRETCH)
     labels = PseudoLabels(clips, np.full((len(clips), 2), 0.5, np.float16), ("a", "b"))
     every = pd.concat(tables, ignore_index=True).drop_duplicates("recording")
-    pseudo = Pseudo("p.npz", labels, ["u"], Tables(tables[1], inside[1], species), records(every), {})
-    for bare_one, copied in copies.items():
-        pseudo.audio_hash.update({f"S{bare_one}": f"h{copied}", f"R{copied}": f"h{copied}"})
+    pseudo = Pseudo("p.npz", labels, ["u"], Tables(tables[1], inside[1], species), records(every))
     changes = [f"folds.seed={seed}", f"folds.validation_fraction={validation}", "folds.count=2", "audio.clip_seconds=4"]
     recipe = load_recipe("quickstart", changes)
     prepared = Prepared(["l"], Tables(tables[0], inside[0], species), records(tables[0]))
@@ -254,12 +258,12 @@ def test_no_recording_that_is_held_out_or_labelled_gets_a_pseudo_label(labelled,
     assert taught and set(rows["role"]) == {"train"}
     named = every[(every["primary_label"] != "") | (every["secondary_labels"] != "")]["recording"]
     assert not taught & {*named, *boxes["recording"]}
-    sound = {pseudo.audio_hash.get(name, name) for name in taught}
-    assert not sound & {pseudo.audio_hash.get(name, name) for name in {*named, *boxes["recording"]}}
+    sound = {sound_of.get(name, name) for name in taught}
+    assert not sound & {sound_of.get(name, name) for name in {*named, *boxes["recording"]}}
     held = {*planning.recordings_of(plan[plan["role"] != "train"]), *table["recording"][table["fold"] == (fold or "-")]}
     everyone = pd.concat(tables, ignore_index=True)
     group = groups(everyone)
-    assert not taught & held and not sound & {pseudo.audio_hash.get(name, name) for name in held}
+    assert not taught & held and not sound & {sound_of.get(name, name) for name in held}
     assert not set(group[everyone["recording"].isin(taught)]) & set(group[everyone["recording"].isin(held)])
     training = plan[plan["role"] == "train"]
     count = training.groupby("section").agg({"repeats": "first", "source": "first"}).groupby("source")["repeats"].sum()
