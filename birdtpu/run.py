@@ -20,6 +20,8 @@ from birdtpu.species import ClassList
 
 WEIGHTS = "model.weights.h5"
 THRESHOLDS = "thresholds.json"
+# Nobody shall change them after the training: the order of the outputs, and what was learnt from.
+_FIXED = ("classes.csv", "plan.csv", "seen_before.txt")
 
 
 class _Info(BaseModel):
@@ -29,6 +31,7 @@ class _Info(BaseModel):
     data: list[str]
     fold: str | None = None
     weights_sha256: str = ""
+    files_sha256: dict[str, str] = {}
 
 
 _INFO = TypeAdapter(_Info)
@@ -69,6 +72,8 @@ class Run:
         info = {**self.info, "recipe": self.recipe.name, "recipe_hash": self.recipe.hash}
         # Of the bytes: a later version may have other defaults, from which the hash would be another.
         info["recipe_sha256"] = _sha256(text.encode())
+        there = [name for name in _FIXED if storage.exists(self.path(name))]
+        info["files_sha256"] = {name: _sha256(storage.read_bytes(self.path(name))) for name in there}
         storage.write_text(self.path("run.json"), json.dumps(info, indent=2, sort_keys=True) + "\n")
 
     def save_weights(self, network: Any) -> "Run":
@@ -80,6 +85,13 @@ class Run:
         run = Run(self.folder, self.recipe, self.classes, {**self.info, "weights_sha256": _sha256(data)})
         run.save()
         return run
+
+    def checked(self, name: str) -> str:
+        """The path of a file of the run. Raises UserError where it was changed since the training ended."""
+        path, noted = self.path(name), self.info.get("files_sha256", {}).get(name)
+        if self.finished and noted and noted != _sha256(storage.read_bytes(path)):
+            raise UserError(f"run {self.folder}: {name} was changed after training; copy the run again")
+        return path
 
     def weights(self) -> bytes:
         """The bytes of the weights. Raises UserError where they are missing, or are not those that were saved."""
@@ -167,7 +179,9 @@ def open_run(folder: str | os.PathLike) -> Run:
     classes = ClassList.from_csv(storage.join(folder, "classes.csv"))
     if info["recipe_sha256"] != _sha256(storage.read_bytes(path)):
         raise UserError(f"run {folder}: recipe.toml was changed after training; copy the run again")
-    return Run(folder, recipe, classes, info)
+    run = Run(folder, recipe, classes, info)
+    run.checked("classes.csv")
+    return run
 
 
 def is_finished(folder: str | os.PathLike) -> bool:

@@ -8,6 +8,7 @@ import errno
 import os
 import re
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -166,6 +167,20 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]
             raise UserError(f"{path}: {error.strerror}; free space, or give another folder") from error
         raise
     sync_folder(target.parent)
+
+
+def check_can_write(path: str | os.PathLike) -> None:
+    """Raises UserError where a local file cannot be written, before hours are spent on what shall stand in it."""
+    if is_remote(path):
+        return
+    target = Path(path)
+    if target.is_dir():
+        raise UserError(f"{path}: is a folder; give a file")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=target.parent).close()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written there ({error.strerror}); give another place") from error
 
 
 def sweep(folder: str | os.PathLike) -> None:

@@ -46,6 +46,19 @@ def test_a_changed_recipe_is_found(folder):
         open_run(folder)
 
 
+def test_what_the_outputs_mean_and_were_learnt_from_cannot_be_changed_after_training(folder):
+    (folder / "plan.csv").write_text("row,section\n0,0\n")
+    Run(str(folder), load_recipe("quickstart"), CLASSES, {"data": ["p"], "weights_sha256": "0" * 64}).save()
+    assert open_run(folder).checked("plan.csv") == str(folder / "plan.csv")
+    (folder / "plan.csv").write_text("row,section\n")
+    with pytest.raises(UserError, match=r"plan\.csv was changed after training; copy the run again"):
+        open_run(folder).checked("plan.csv")
+    lines = (folder / "classes.csv").read_text().splitlines()
+    (folder / "classes.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
+    with pytest.raises(UserError, match=r"classes\.csv was changed after training; copy the run again"):
+        open_run(folder)
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

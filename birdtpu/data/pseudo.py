@@ -64,12 +64,20 @@ class PseudoLabels:
                 clips = pd.DataFrame({name: file[name] for name in STRETCH}).astype({"recording": str})
                 codes, seen = (tuple(map(str, file[name])) for name in ("codes", "seen"))
                 scores, notes = file["scores"], json.loads(str(file["notes"]))
+                clips = clips.astype(dict.fromkeys(STRETCH[1:], float))
                 float(notes["clip_seconds"]), list(notes["data"]), list(notes["untold"])
         except _BROKEN as error:
             raise UserError(f"pseudo-labels {path}: damaged, or no file of birdtpu pseudo-label ({error})") from error
         known = scores[~np.isnan(scores)] if scores.dtype == np.float16 else np.array([-1.0])
         if scores.shape != (len(clips), len(codes)) or ((known < 0) | (known > 1)).any():
             raise UserError(f"pseudo-labels {path}: damaged: its scores are no shares of {len(codes)} species")
+        if len(set(codes)) < len(codes):
+            raise UserError(f"pseudo-labels {path}: damaged: a species has two columns")
+        start, end = (clips[column].to_numpy() for column in STRETCH[1:])
+        if not (np.isfinite(end) & (start >= 0) & (end > start)).all():
+            raise UserError(f"pseudo-labels {path}: damaged: some clips' start_seconds and end_seconds hold no time")
+        if not len(known):
+            raise UserError(f"pseudo-labels {path}: says nothing: no clip has a score")
         return cls(clips, scores, codes, frozenset(seen), notes, hashlib.sha256(data).hexdigest())
 
 
@@ -148,7 +156,7 @@ def add_rows(
         clip_seconds: Length of a clip.
         seed: Of how the clips are dealt to the sections.
 
-    Raises: UserError where no clip is allowed, or one has no record.
+    Raises: UserError where no clip is allowed, or one has no record or lies outside its recording.
     """
     numbers = np.flatnonzero(allowed)
     if not len(numbers):
@@ -158,6 +166,14 @@ def add_rows(
     if len(lost):
         raise UserError(f"pseudo-labels: the shards lack {len(lost)} of their recordings ({lost[0]}, ...)")
     records = records.sort_values(["recording", "start_seconds"], ignore_index=True)
+    ends = (records["start_seconds"] + records["seconds"]).groupby(records["recording"]).max()
+    late = stretches["start_seconds"].to_numpy() >= ends[stretches["recording"]].to_numpy()
+    if late.any():
+        name = stretches["recording"][late].iloc[0]
+        raise UserError(
+            f"pseudo-labels: {late.sum()} clips begin behind their recording's end ({name}, ...): they are of other "
+            "recordings of these names; make them again"
+        )
     owner, inside = over_records(stretches, records, clip_seconds)
     number = numbers[owner]
     wanted = max(1, round(ratio * order.samples_per_epoch(plan[plan["role"] == "train"])))

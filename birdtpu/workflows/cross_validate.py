@@ -19,7 +19,7 @@ from birdtpu.evaluation.evaluate import Evaluation, evaluate_recordings, evaluat
 from birdtpu.evaluation.report import write_report
 from birdtpu.publish.places import data_folders, resolve
 from birdtpu.recipe import Recipe, recipe_of
-from birdtpu.run import Run, is_finished, open_run
+from birdtpu.run import WEIGHTS, Run, is_finished, open_run
 from birdtpu.storage import PathLike
 from birdtpu.workflows.evaluate import annotated_rows, clip_scores, held_out, of_known_species
 from birdtpu.workflows.members import CROSS_VALIDATION
@@ -69,7 +69,8 @@ def cross_validate(
     tables = open_prepared(recipe, folders).tables
     tables = replace(tables, recordings=with_folds(recipe, tables.recordings))
     recordings, by_row = tables.recordings, has_times_alone(tables)
-    homes = {fold: storage.join(run, f"fold-{fold}") for fold in tested_folds(tables)}
+    starts = {fold: _of_fold(init_from, fold) for fold in tested_folds(tables)}
+    homes = {fold: storage.join(run, f"fold-{fold}") for fold in starts}
     files, teachers = ({fold: _file_of_fold(path, fold) for fold in homes} for path in (pseudo, teacher))
     hashes = {fold: path and PseudoLabels.load(path).sha256 for fold, path in files.items()}
     # One of them after the other, for they are large, and each file once.
@@ -77,15 +78,13 @@ def cross_validate(
     finished = [
         fold
         for fold, home in homes.items()
-        if _is_finished(
-            home, fold, recipe, folders, recordings, hashes[fold], taught[teachers[fold]], _of_fold(init_from, fold)
-        )
+        if _is_finished(home, fold, recipe, folders, recordings, hashes[fold], taught[teachers[fold]], starts[fold])
     ]
     rows, parts, draws = [], [], []
     for fold, home in homes.items():
         if fold not in finished:
             print(f"fold {fold} of {', '.join(homes)}", flush=True)
-            begin = {"init_from": _of_fold(init_from, fold), "pseudo": files[fold], "unlabelled": unlabelled}
+            begin = {"init_from": starts[fold], "pseudo": files[fold], "unlabelled": unlabelled}
             train(recipe, folders, home, fold=fold, tpu=tpu, teacher=teachers[fold], **begin)
         predictor = load(home)
         truth, scored, _ = held_out(predictor, folders)
@@ -157,12 +156,16 @@ def _file_of_fold(path: PathLike | None, fold: str) -> str | None:
 
 
 def _of_fold(init_from: PathLike | None, fold: str) -> str | None:
-    """The run that a fold begins with."""
+    """The run that a fold begins with. Raises UserError where there is none."""
     if init_from is None:
         return None
     start = resolve(os.fspath(init_from))
+    if storage.exists(storage.join(start, "run.json")):
+        return start
     own = storage.join(start, f"fold-{fold}")
-    return own if is_finished(own) else start
+    if not is_finished(own) or not storage.exists(storage.join(own, WEIGHTS)):
+        raise UserError(f"--init-from {start}: neither a run nor a cross-validation with a finished fold-{fold}")
+    return own
 
 
 def _is_finished(
@@ -200,7 +203,7 @@ def _is_finished(
 
 def _has_other_folds(done: Run, fold: set[str]) -> bool:
     """Whether a run tested other recordings of its plan than those of this fold."""
-    plan = planning.load_plan(done.path("plan.csv"))
+    plan = planning.load_plan(done.checked("plan.csv"))
     recording = planning.recordings_of(plan)
     return set(recording[plan["role"] == "test"]) != fold & set(recording)
 

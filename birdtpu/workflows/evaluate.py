@@ -149,7 +149,7 @@ def held_out(
             stacklevel=3,
         )
     folders = data_folders(data or run.info["data"])
-    plan = planning.load_plan(run.path("plan.csv"))
+    plan = planning.load_plan(run.checked("plan.csv"))
     names = set(planning.recordings_of(plan[plan["role"] == "test"]))
     if not names:
         raise UserError(

@@ -10,7 +10,6 @@ import pandas as pd
 
 from birdtpu import storage
 from birdtpu.errors import UserError
-from birdtpu.inference.teaching import STRATEGIES
 from birdtpu.publish.places import data_folders
 from birdtpu.recipe import Recipe, recipe_of
 from birdtpu.run import is_finished
@@ -18,11 +17,13 @@ from birdtpu.storage import PathLike
 from birdtpu.workflows.cross_validate import cross_validate, has_times_alone, tested_folds
 from birdtpu.workflows.evaluate import evaluate
 from birdtpu.workflows.members import CROSS_VALIDATION
-from birdtpu.workflows.pseudo_label import FOLD, pseudo_label
+from birdtpu.workflows.pseudo import any_species, check_learns_from_pseudo
+from birdtpu.workflows.pseudo_label import FOLD, check_strategy, pseudo_label, unlabelled_of
 from birdtpu.workflows.train import data_info, open_prepared, train, with_folds
 
 ROUNDS = "rounds.csv"
 _SETTINGS = "noisy_student.json"
+_PSEUDO = "pseudo"
 
 
 def noisy_student(
@@ -69,17 +70,18 @@ def noisy_student(
     for table in ("folds", "labels"):
         if any(getattr(each, table) != getattr(first, table) for each in recipes):
             raise UserError(f"--student: its [{table}] is another than the teachers', and so would be its folds")
-    if strategy not in STRATEGIES or not powers:
-        raise UserError(f"--strategy {strategy}: one of {', '.join(STRATEGIES)}")
     if strategy == "fold_matched" and fold is not None:
         raise UserError("--strategy fold_matched: asks the teachers of all folds; leave --fold away")
     tables = open_prepared(first, folders).tables
-    if fold is None:
-        folds = tested_folds(replace(tables, recordings=with_folds(first, tables.recordings)))
-    else:
-        folds = [str(fold)]
+    tables = replace(tables, recordings=with_folds(first, tables.recordings))
+    folds = tested_folds(tables) if fold is None else [str(fold)]
+    if folds[0] not in set(tables.recordings["fold"]):
+        known = sorted(set(tables.recordings["fold"]) - {"", "train", "validation"})
+        raise UserError(f"--fold {fold}: no recording has it (folds: {', '.join(known)})")
     by = "row" if has_times_alone(tables) else "recording"
     options = {"strategy": strategy, "threshold": threshold}
+    if rounds:
+        _check_rounds(recipes, folders, sounds, powers, options)
     with storage.locked(run):
         _same_settings(
             run, first, recipes[-1] if rounds else None, folders, sounds, fold, {**options, "powers": list(powers)}
@@ -100,6 +102,26 @@ def noisy_student(
             done = pd.concat(parts, ignore_index=True)[["round", "fold", "macro_average_precision", "train_seconds"]]
             storage.write_text(storage.join(run, ROUNDS), done.to_csv(index=False, lineterminator="\n"))
     return done
+
+
+def _check_rounds(
+    recipes: Sequence[Recipe], folders: list[str], sounds: list[str], powers: Sequence[float], options: dict[str, Any]
+) -> None:
+    """Raises UserError for what a round would stumble over only when its teachers are trained."""
+    if not powers:
+        raise UserError("--power: give one or more numbers above 0")
+    for power in powers:
+        check_strategy(power=power, **options)
+    first, student = recipes[0], recipes[-1]
+    if student.audio.clip_seconds != first.audio.clip_seconds:
+        raise UserError(
+            f"--student: its audio.clip_seconds is {student.audio.clip_seconds:g}, the teachers' "
+            f"{first.audio.clip_seconds:g}; pseudo-labels are of the teachers' clips, so make them equal"
+        )
+    check_learns_from_pseudo(student)
+    open_prepared(student, folders)
+    for recipe in (first, student):
+        unlabelled_of(open_prepared(any_species(recipe), sounds), [])
 
 
 def _round(run: str, number: int) -> str:
@@ -130,8 +152,12 @@ def _same_settings(
             before = json.loads(storage.read_text(path))
         except ValueError as error:
             raise UserError(f"{path}: damaged; give another --run folder") from error
-        # Rounds may be added to teachers that stand alone.
+        # Rounds may be added to teachers that stand alone; what nobody has learnt from yet may change.
         free = {"student"} if None in (before.get("student"), now["student"]) else set()
+        if not storage.exists(storage.join(run, _PSEUDO)):
+            free |= {"student", "unlabelled", "strategy", "threshold", "powers"}
+        if not storage.exists(_round(run, 0)):
+            free |= now.keys()
         other = [key for key in now if key not in free and before.get(key) != now[key]]
         if other:
             key = other[0]
@@ -144,7 +170,7 @@ def _same_settings(
 
 def _taught(run: str, number: int, folds: Sequence[str], sounds: list[str], options: dict[str, Any]) -> str:
     """The pseudo-labels of a round, with `{fold}` for the fold; those that are not there yet are made."""
-    pattern = storage.join(run, "pseudo", f"round-{number}-fold-{FOLD}.npz")
+    pattern = storage.join(run, _PSEUDO, f"round-{number}-fold-{FOLD}.npz")
     teachers = {fold: storage.join(_round(run, number - 1), f"fold-{fold}") for fold in folds}
     missing = [fold for fold in folds if not storage.exists(pattern.replace(FOLD, fold))]
     if options["strategy"] == "fold_matched":

@@ -65,16 +65,7 @@ def open_pseudo(
             f"pseudo-labels {path}: of clips of {seconds:g} s, and audio.clip_seconds is "
             f"{recipe.audio.clip_seconds:g}: make them with a teacher of the same"
         )
-    if not recipe.train.whole_clips:
-        raise UserError(
-            f"pseudo-labels {path}: are of whole clips, and the recipe learns labels of frames alone; give "
-            "train.segment_loss (or train.clip_loss) a weight, such as --set train.segment_loss=0.5"
-        )
-    if recipe.train.instances > 1:
-        raise UserError(
-            f"train.instances = {recipe.train.instances}: pseudo-labels are of single clips; set it to 1, or train "
-            "without --pseudo"
-        )
+    check_learns_from_pseudo(recipe)
     given = labels.notes["data"] if unlabelled is None else unlabelled
     folders = data_folders(given)
     gone = next((folder for folder in folders if not storage.exists(folder)), None)
@@ -82,6 +73,20 @@ def open_pseudo(
         raise UserError(f"pseudo-labels {path}: no folder {gone} with their recordings; give --unlabelled")
     prepared = opened(any_species(recipe), folders)
     return Pseudo(path, labels, folders, prepared.tables, prepared.records)
+
+
+def check_learns_from_pseudo(recipe: Recipe) -> None:
+    """Raises UserError where a recipe cannot learn from pseudo-labels."""
+    if not recipe.train.whole_clips:
+        raise UserError(
+            f"recipe {recipe.name}: learns labels of frames alone, and pseudo-labels are of whole clips; give "
+            "train.segment_loss (or train.clip_loss) a weight, such as --set train.segment_loss=0.5"
+        )
+    if recipe.train.instances > 1:
+        raise UserError(
+            f"train.instances = {recipe.train.instances}: pseudo-labels are of single clips; set it to 1, or train "
+            "without them"
+        )
 
 
 def any_species(recipe: Recipe) -> Recipe:

@@ -59,14 +59,18 @@ def pseudo_label(
     """
     members, folders, output = open_members(run), data_folders(data), os.fspath(output)
     _check(members, output, strategy, power, threshold, weights)
+    outputs = _outputs(members, output)
+    for path in outputs:
+        storage.check_can_write(path)
     recipe = members[0].recipe
     shares = ensemble.shares_of(members, weights)
     prepared = open_prepared(any_species(recipe), folders)
-    names = _unlabelled(prepared, members)
+    names = unlabelled_of(prepared, members)
     rate, clip = recipe.audio.sample_rate, recipe.clip_samples
-    hop = clip if hop_seconds is None else round(hop_seconds * rate)
-    if hop < 1:
+    seconds = recipe.audio.clip_seconds if hop_seconds is None else hop_seconds
+    if not 1 / rate <= seconds < np.inf:
         raise UserError(f"--hop {hop_seconds}: more than 0 seconds")
+    hop = round(seconds * rate)
     records = prepared.records[prepared.records["recording"].isin(names)]
     clips = pd.DataFrame(list(_clips(records, rate, clip, hop)), columns=planning.STRETCH)
     scores = _scores(members, prepared, records, head, hop)
@@ -74,13 +78,21 @@ def pseudo_label(
     notes = {**common, "version": __version__, "head": head, "hop_seconds": hop / rate, **data_info(folders)}
     notes |= {"clip_seconds": recipe.audio.clip_seconds, "weights": weights and list(weights)}
     done = {}
-    for path, own in _outputs(members, output).items():
+    for path, own in outputs.items():
         asked = list(range(len(members))) if own is None or strategy == "fold_matched" else [own]
         part = shares[asked] / shares[asked].sum()
         file = clips["recording"].to_numpy()
         soft = teaching.soft_labels(scores[asked], file, shares=part, own=own or 0, **common)
         done[path] = _written(path, clips, soft, [members[i] for i in asked], notes)
     return done
+
+
+def check_strategy(strategy: str, power: float, threshold: float) -> None:
+    """Raises UserError where `soft_labels` cannot take them."""
+    if strategy not in teaching.STRATEGIES:
+        raise UserError(f"--strategy {strategy}: one of {', '.join(teaching.STRATEGIES)}")
+    if not 0 < power < np.inf or not 0 <= threshold <= 1:
+        raise UserError(f"--power {power:g}, --threshold {threshold:g}: a power above 0, a threshold from 0 to 1")
 
 
 def _check(
@@ -91,10 +103,7 @@ def _check(
     threshold: float,
     weights: Sequence[float] | None,
 ) -> None:
-    if strategy not in teaching.STRATEGIES:
-        raise UserError(f"--strategy {strategy}: one of {', '.join(teaching.STRATEGIES)}")
-    if not 0 < power < np.inf or not 0 <= threshold <= 1:
-        raise UserError(f"--power {power:g}, --threshold {threshold:g}: a power above 0, a threshold from 0 to 1")
+    check_strategy(strategy, power, threshold)
     if strategy == "fold_matched" and FOLD not in output:
         raise UserError(f"--strategy fold_matched: a file for each teacher; give --output a name with {FOLD} in it")
     if weights is not None and (FOLD in output or strategy == "fold_matched"):
@@ -104,25 +113,36 @@ def _check(
 def _outputs(members: Sequence[Run], output: str) -> dict[str, int | None]:
     """The files to write, and the teacher that each is of; None: all.
 
-    Raises: UserError where two would be the same.
+    Raises: UserError where two would be the same, or a run is of no fold.
     """
     if FOLD not in output:
         return {output: None}
-    out = {output.replace(FOLD, str(run.info["fold"])): i for i, run in enumerate(members)}
+    whole = [run.folder for run in members if run.info.get("fold") is None]
+    if whole:
+        raise UserError(f"{output}: {whole[0]} held no fold out; give --output a name without {FOLD}")
+    out = {output.replace(FOLD, run.info["fold"]): i for i, run in enumerate(members)}
     if len(out) < len(members):
         raise UserError(f"{output}: two of the runs held out the same fold; give runs of different folds")
     return out
 
 
-def _unlabelled(prepared: Prepared, members: Sequence[Run]) -> list[str]:
-    """The recordings that nobody has labelled, and no teacher has learnt from or holds out."""
+def unlabelled_of(prepared: Prepared, members: Sequence[Run]) -> list[str]:
+    """The recordings that nobody has labelled, and no teacher has learnt from or holds out.
+
+    Raises: UserError where there is none.
+    """
     # Not as the recipe filters them: it forgets labels that it does not use.
     every = tables.merge_tables([tables.load_tables(folder) for folder in prepared.folders])
-    free = every.recordings.loc[~is_labelled(every.recordings, every.annotations), "recording"]
+    bare = free = every.recordings.loc[~is_labelled(every.recordings, every.annotations), "recording"]
     for run in members:
         if storage.exists(run.path("plan.csv")):
-            plan = planning.load_plan(run.path("plan.csv"))
+            plan = planning.load_plan(run.checked("plan.csv"))
             free = free[~free.isin(set(planning.recordings_of(plan[plan["source"] != planning.PSEUDO])))]
+    if free.empty and len(bare):
+        raise UserError(
+            f"{', '.join(prepared.folders)}: all {len(bare)} recordings without labels stand in the teachers' plans, "
+            "which learnt from them or hold them out; give others"
+        )
     if free.empty:
         raise UserError(
             f"{', '.join(prepared.folders)}: no unlabelled recording; birdtpu prepare --unlabelled makes such a folder"

@@ -80,7 +80,10 @@ def _usable(run: Run, audio: PathLike | None, recordings: pd.DataFrame) -> pd.Da
     Raises: UserError where there is none.
     """
     if not (recordings["primary_label"] != "").any():
-        raise UserError("thresholds: no recording has a primary label, and rates are shares of recordings")
+        raise UserError(
+            "thresholds: no recording has a primary label, and rates are shares of recordings; give --audio a folder "
+            "whose recordings have one"
+        )
     seen, place = recordings["recording"].isin(trained_on(run)), audio or "the held-out fold"
     if seen.all():
         raise UserError(f"{place}: the run was trained on every recording of it; give --audio a folder of others")

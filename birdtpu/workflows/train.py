@@ -22,13 +22,14 @@ from birdtpu.data.pseudo import soft_targets
 from birdtpu.data.teacher import Teacher
 from birdtpu.errors import UserError
 from birdtpu.keys import Train
-from birdtpu.publish.places import data_folders, resolve
+from birdtpu.publish.places import data_folders
 from birdtpu.recipe import Recipe, recipe_of
-from birdtpu.run import Run, is_finished, open_run
+from birdtpu.run import Run, is_finished
 from birdtpu.species import NOCALL, ClassList
 from birdtpu.storage import PathLike
 from birdtpu.training.machine import prepare_for_tpu
 from birdtpu.workflows import transfer
+from birdtpu.workflows.members import open_one
 from birdtpu.workflows.pseudo import Pseudo, any_species, check_teachers, open_pseudo, with_pseudo
 from birdtpu.workflows.teacher import of_trained, open_teacher
 
@@ -137,7 +138,7 @@ def _train(
     knobs = resolved(recipe.train, accelerator.replicas)
     classes, plan, balance_report = make_plan(recipe, prepared, fold, pseudo)
     info = {"version": __version__, **data_info(folders), "fold": _text(fold), "batch_size": knobs.batch_size}
-    start = None if init_from is None else open_run(resolve(os.fspath(init_from)))
+    start = None if init_from is None else open_one([os.fspath(init_from)], "--init-from")
     seen: set[str] = set()
     if start is not None:
         info |= _begun_from(start, recipe, plan)
@@ -169,6 +170,7 @@ def _train(
 def _begun_from(start: Run, recipe: Recipe, plan: pd.DataFrame) -> dict[str, Any]:
     """What a run notes of the one that it is begun from; warns where that has seen what is held out."""
     transfer.check_fits(start, recipe)
+    start.weights()
     again = transfer.held_out_before(start, plan)
     if again:
         warnings.warn(
@@ -273,8 +275,8 @@ def open_prepared(recipe: Recipe, folders: Sequence[str], classes: ClassList | N
 
 def _recordings(folder: str) -> pd.DataFrame:
     """The table of recordings of a prepared folder, with the hash of their audio."""
-    table = tables.load_tables(folder).recordings
-    return table.assign(audio_hash=table["recording"].map(shards.load_audio_hashes(folder)).fillna("").astype(str))
+    table, hashes = tables.load_tables(folder).recordings, shards.load_audio_hashes(folder)
+    return table.assign(audio_hash=[hashes.get(name, "") for name in table["recording"]])
 
 
 def with_nocall(recipe: Recipe, prepared: Prepared) -> Prepared:

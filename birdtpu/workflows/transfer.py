@@ -124,9 +124,8 @@ def trained_on(run: Run, pseudo: bool = True) -> set[str]:
     """
     if not storage.exists(run.path("plan.csv")):
         return set()
-    plan = planning.load_plan(run.path("plan.csv"))
-    before = run.path(SEEN)
-    earlier = storage.read_text(before).split("\n") if storage.exists(before) else []
+    plan = planning.load_plan(run.checked("plan.csv"))
+    earlier = storage.read_text(run.checked(SEEN)).split("\n") if storage.exists(run.path(SEEN)) else []
     counts = (plan["role"] != "test") & (pseudo | (plan["source"] != planning.PSEUDO))
     return {*planning.recordings_of(plan[counts]), *filter(None, earlier)}
 

@@ -91,6 +91,21 @@ def test_broken_files_are_one_line(labels, tmp_path):
         PseudoLabels(labels.clips, labels.scores, labels.codes, notes={**labels.notes, name: None}).save(path)
         with pytest.raises(UserError, match=r"p\.npz: damaged"):
             PseudoLabels.load(path)
+    arrays = dict(np.load(io.BytesIO(whole)))
+    for changes, message in (
+        ({"start_seconds": np.array([0.0, np.nan])}, "hold no time"),
+        ({"start_seconds": np.array([-5.0, 0.0])}, "hold no time"),
+        ({"start_seconds": np.array(["0", "x"])}, "damaged"),
+        ({"codes": np.array(["a", "a", "b"])}, "a species has two columns"),
+        ({"scores": np.full((2, 3), np.nan, np.float16)}, "says nothing: no clip has a score"),
+    ):
+        np.savez(path, **(arrays | changes))
+        with pytest.raises(UserError, match=rf"p\.npz: .*{message}"):
+            PseudoLabels.load(path)
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(UserError, match=r"p\.npz: damaged"):
+        PseudoLabels.load(path)
     for scores in (labels.scores[:1], labels.scores * 2, labels.scores.astype(np.float32)):
         arrays = dict(np.load(io.BytesIO(whole)))
         np.savez(path, **(arrays | {"scores": scores}))
@@ -151,3 +166,6 @@ def test_what_cannot_be_trained_on_is_one_line():
     options = {"ratio": 1.0, "weight": 1.0, "clip_seconds": 5.0, "seed": 0}
     with pytest.raises(UserError, match=r"lack 1 of their recordings \(S2"):
         add_rows(labelled_plan(), clips, np.ones(4, bool), lost, **options)
+    late = clips.assign(start_seconds=clips["start_seconds"] + 1000, end_seconds=clips["end_seconds"] + 1000)
+    with pytest.raises(UserError, match="4 clips begin behind their recording's end"):
+        add_rows(labelled_plan(), late, np.ones(4, bool), make_records(clips), **options)

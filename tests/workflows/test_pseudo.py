@@ -1,5 +1,6 @@
 """Pseudo-labels from files to a training, and what may never stand on its training side."""
 
+import json
 import os
 import shutil
 import signal
@@ -154,7 +155,10 @@ def test_labelled_recordings_are_never_pseudo_labelled(capsys, home, tmp_path):
     birdtpu.prepare("quickstart", home / "focal" / "owl", tmp_path / "bare", settings=TINY, workers=1, unlabelled=True)
     args = ["pseudo-label", home / "runs/a", "--data", tmp_path / "bare", "--output", tmp_path / "r.npz"]
     code, _, err = command(capsys, *args)
-    assert code == 2 and "bare: no unlabelled recording; birdtpu prepare --unlabelled" in err and err.count("\n") == 1
+    assert code == 2 and "recordings without labels stand in the teachers' plans" in err and err.count("\n") == 1
+    args[3] = home / "labelled"
+    code, _, err = command(capsys, *args)
+    assert code == 2 and "labelled: no unlabelled recording; birdtpu prepare --unlabelled" in err
 
 
 @pytest.mark.parametrize(
@@ -165,6 +169,8 @@ def test_labelled_recordings_are_never_pseudo_labelled(capsys, home, tmp_path):
         (["--strategy", "top1", "--threshold", "1"], "no clip's best species reaches the threshold 1; lower it"),
         (["--power", "0"], "a power above 0"),
         (["--hop", "0"], "--hop 0.0: more than 0"),
+        (["--hop", "nan"], "--hop nan: more than 0"),
+        (["--hop", "inf"], "--hop inf: more than 0"),
         (["--head", "loudest"], "head 'loudest': one of"),
         (["--weights", "1,2,3"], "weights 1,2,3: 3 for 1 runs"),
     ],
@@ -224,7 +230,7 @@ def test_no_recording_that_is_held_out_or_labelled_gets_a_pseudo_label(labelled,
         for kind, i in (("S", bare_one), ("R", copied))
     }
     tables = [frame(part, RECORDINGS) for part in (rows, again)]
-    tables = [table.assign(audio_hash=table["recording"].map(sound_of).fillna("").astype(str)) for table in tables]
+    tables = [each.assign(audio_hash=[sound_of.get(name, "") for name in each["recording"]]) for each in tables]
     boxes = frame(boxes, ANNOTATIONS)
     inside = [boxes[boxes["recording"].isin(table["recording"])] for table in tables]
     species = frame([{"code": code} for code in "ab"], SPECIES)
@@ -329,6 +335,11 @@ def test_pseudo_labels_that_do_not_fit_are_one_line(home, tmp_path):
         ("untold.npz", [], "the teacher far was published without its plan"),
         ("p.npz", ["audio.clip_seconds=0.9"], r"of clips of 1 s, and audio.clip_seconds is 0.9"),
         ("p.npz", ["train.instances=2", "audio.margin_seconds=0"], "pseudo-labels are of single clips"),
+        (
+            "p.npz",
+            ["train.clip_loss=0", "train.frame_loss=1", "audio.margin_seconds=0", "augment.tempo_probability=0"],
+            "learns labels of frames alone, and pseudo-labels are of whole clips",
+        ),
     ):
         options = {**common, "settings": [*TINY, *changes], "pseudo": tmp_path / name}
         with pytest.raises(UserError, match=message) as caught:
@@ -336,6 +347,64 @@ def test_pseudo_labels_that_do_not_fit_are_one_line(home, tmp_path):
         assert "\n" not in str(caught.value)
     moved = {"pseudo": tmp_path / "moved.npz", "unlabelled": home / "quiet"}
     assert birdtpu.train("quickstart", home / "labelled", tmp_path / "run", **common, **moved).finished
+
+
+def test_a_file_that_cannot_be_written_is_told_before_hours_are_spent(home, tmp_path):
+    def score(*_):
+        raise AssertionError("began to score")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("birdtpu.workflows.pseudo_label._scores", score)
+        for output, message in (
+            (tmp_path, "is a folder; give a file"),
+            ("/proc/none/p.npz", "cannot be written there"),
+        ):
+            with pytest.raises(UserError, match=message):
+                pseudo_label(home / "runs/a", home / "quiet", output)
+        shutil.copytree(home / "runs/a", tmp_path / "all")
+        info = json.loads((tmp_path / "all" / "run.json").read_text())
+        (tmp_path / "all" / "run.json").write_text(json.dumps({**info, "fold": None}))
+        with pytest.raises(UserError, match=r"all held no fold out; give --output a name without \{fold\}"):
+            pseudo_label(tmp_path / "all", home / "quiet", tmp_path / "f-{fold}.npz")
+
+
+def test_rounds_that_cannot_end_do_not_begin(home, tmp_path):
+    for name, seconds in (("short", 0.9), ("long", 1.0)):
+        text = (
+            f'extends = "quickstart"\n[audio]\nclip_seconds = {seconds}\nmargin_seconds = 0.25\nrecord_seconds = 2.5\n'
+        )
+        (tmp_path / f"{name}.toml").write_text(f"{text}[predict]\nhop_seconds = 0.5\n")
+    (tmp_path / "many.toml").write_text('extends = "quickstart"\n[train]\ninstances = 2\n')
+    rounds = {"recipe": "quickstart", "data": home / "labelled", "unlabelled": home / "quiet", "settings": TINY}
+    short = {"recipe": tmp_path / "long.toml", "student": tmp_path / "short.toml"}
+    short["settings"] = [setting for setting in TINY if not setting.startswith(("audio", "predict.hop"))]
+
+    def train(*_, **__):
+        raise AssertionError("began to train")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("birdtpu.workflows.noisy_student.train", train)
+        patch.setattr("birdtpu.workflows.cross_validate.train", train)
+        for changes, message in (
+            ({"powers": (1.0, float("nan"))}, "--power nan, .* a power above 0"),
+            ({"powers": ()}, "--power: give one or more"),
+            ({"strategy": "top1", "threshold": 1.5}, "a threshold from 0 to 1"),
+            ({"fold": 77}, r"--fold 77: no recording has it \(folds: 0, 1\)"),
+            ({"unlabelled": home / "labelled"}, "no unlabelled recording"),
+            ({"student": tmp_path / "many.toml", "settings": [*TINY, "audio.margin_seconds=0"]}, "of single clips"),
+            (short, "audio.clip_seconds is 0.9, the teachers'"),
+        ):
+            with pytest.raises(UserError, match=message):
+                birdtpu.noisy_student(**{**rounds, **changes}, run=tmp_path / "r")
+            assert not (tmp_path / "r" / "noisy_student.json").exists(), changes
+        # What nobody has learnt from yet may be corrected.
+        for powers in ((1.0,), (2.0,)):
+            with pytest.raises(AssertionError, match="began to train"):
+                birdtpu.noisy_student(**rounds, run=tmp_path / "r", powers=powers)
+        (tmp_path / "r" / "pseudo").mkdir()
+        (tmp_path / "r" / "round-0").mkdir()
+        with pytest.raises(UserError, match="of another powers"):
+            birdtpu.noisy_student(**rounds, run=tmp_path / "r", powers=(1.0,))
 
 
 @pytest.mark.timeout(900)

@@ -110,8 +110,13 @@ def test_a_fold_begins_with_its_own(prepared, tmp_path):
         from birdtpu.workflows.cross_validate import _of_fold
 
         assert _of_fold(shared, "0") == str(shared / "fold-0")
-    # A fold that was not trained there falls back to the folder, which is no run.
-    assert _of_fold(shared, "1") == str(shared) and _of_fold(None, "0") is None
+    assert _of_fold(None, "0") is None and _of_fold(shared / "fold-0", "1") == str(shared / "fold-0")
+    # Before the first fold is trained.
+    with pytest.raises(
+        UserError, match=r"--init-from .*cv: neither a run nor a cross-validation with a finished fold-1"
+    ):
+        birdtpu.cross_validate("quickstart", prepared / "p", tmp_path / "x", init_from=shared, settings=TINY)
+    assert not (tmp_path / "x").exists()
 
 
 def test_what_does_not_fit_is_named(prepared, tmp_path):
@@ -122,6 +127,8 @@ def test_what_does_not_fit_is_named(prepared, tmp_path):
     ):
         birdtpu.train("quickstart", prepared / "p", tmp_path / "x", fold=0, init_from=first, settings=other)
     assert not (tmp_path / "x" / "run.json").exists()
+    with pytest.raises(UserError, match=r"cv: a cross-validation of 1 folds, but --init-from takes one run: .*fold-0"):
+        birdtpu.train("quickstart", prepared / "p", tmp_path / "x", init_from=prepared / "cv", settings=TINY)
     with pytest.raises(UserError, match=r"no run|no such"):
         birdtpu.train("quickstart", prepared / "p", tmp_path / "x", init_from=tmp_path / "nowhere", settings=TINY)
 
