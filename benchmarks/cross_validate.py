@@ -4,22 +4,22 @@ python benchmarks/cross_validate.py AUDIO --folds FOLDS.csv --work DIR --json FI
     [--recipe quickstart ...] [--seeds 0 ...]
 
 AUDIO is a folder in any layout that `birdtpu prepare` reads. What is finished in DIR is not done again. FILE gets an
-entry a recipe and seed; entries of other recipes stay. Every recipe that has the seeds is compared with quickstart, on
-the same recordings, by a paired bootstrap.
+entry a recipe and seed, and the folder named as FILE its out-of-fold scores: what stands there is not done again, on
+another machine either. Every recipe is compared with quickstart over the seeds that both have, on the same recordings,
+by a paired bootstrap.
 """
 
 import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import warnings
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-import pandas as pd
 
 import birdtpu
 from birdtpu.evaluation.compare import paired_bootstrap, read_out_of_fold
@@ -43,12 +43,12 @@ def main() -> None:
         for name in args.recipe:
             recipe = load_recipe(name, [f"train.seed={seed}"])
             entry = found.get(name, {}).get(str(seed), {})
-            if entry.get("recipe_hash") != recipe.hash:
+            if entry.get("recipe_hash") != recipe.hash or not scores_path(args.json, name, seed).exists():
                 found.setdefault(name, {})[str(seed)] = cross_validated(recipe, args)
                 save(args.json, found)
     for name in args.recipe:
         if name != PEER and PEER in found:
-            found[name]["beside_quickstart"] = compared(name, found, args.work)
+            found[name]["beside_quickstart"] = compared(name, found, args.json)
             save(args.json, found)
     print(json.dumps({name: found[name] for name in args.recipe}, indent=1))
 
@@ -61,7 +61,11 @@ def cross_validated(recipe: Recipe, args: argparse.Namespace) -> dict[str, Any]:
         # Folds are given: whose groups they keep together is their maker's business.
         warnings.filterwarnings("ignore", message=".*groups .recordist.*")
         birdtpu.prepare(recipe, args.audio, prepared, folds=args.folds)
-    table = birdtpu.cross_validate(recipe, prepared, str(Path(args.work, recipe.hash)))
+    home = Path(args.work, recipe.hash)
+    table = birdtpu.cross_validate(recipe, prepared, str(home))
+    kept = scores_path(args.json, recipe.name, recipe.train.seed)
+    kept.parent.mkdir(exist_ok=True)
+    shutil.copy(home / "oof.csv", kept)
     print(table.to_string(index=False))
     folds = table[~table["fold"].isin(["mean", "pooled"])].set_index("fold")
     mean, pooled = (table.set_index("fold").loc[row] for row in ("mean", "pooled"))
@@ -86,10 +90,10 @@ def cross_validated(recipe: Recipe, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def compared(name: str, found: dict[str, Any], work: str) -> dict[str, Any]:
+def compared(name: str, found: dict[str, Any], path: Path) -> dict[str, Any]:
     """A recipe's difference to quickstart over the seeds that both have."""
     seeds = sorted(set(found[name]) & set(found[PEER]) - {"beside_quickstart"})
-    a, b = (_tables([found[recipe][seed]["recipe_hash"] for seed in seeds], work) for recipe in (name, PEER))
+    a, b = ([read_out_of_fold(str(scores_path(path, recipe, seed))) for seed in seeds] for recipe in (name, PEER))
     comparison = paired_bootstrap(a, b)
     interval = comparison.difference
     return {
@@ -102,8 +106,9 @@ def compared(name: str, found: dict[str, Any], work: str) -> dict[str, Any]:
     }
 
 
-def _tables(hashes: list[str], work: str) -> list[pd.DataFrame]:
-    return [read_out_of_fold(str(Path(work, each, "oof.csv"))) for each in hashes]
+def scores_path(path: Path, recipe: str, seed: int | str) -> Path:
+    """Where the out-of-fold scores of a recipe and seed stand."""
+    return path.with_suffix("") / f"{recipe}-{seed}.csv"
 
 
 def save(path: Path, found: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ python benchmarks/rounds.py AUDIO --folds FOLDS.csv --soundscapes DIR --work DIR
 
 AUDIO has the layout of BirdCLEF 2023 (`train_metadata.csv`, `train_audio/`). For each of its folds: that one is tested,
 the next one loses its labels and joins the soundscapes, the others are labelled. What is finished in DIR is not done
-again.
+again, nor a fold that has its scores in the folder named as FILE, on another machine either.
 """
 
 import argparse
@@ -45,23 +45,32 @@ def main() -> None:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
     )
-    found: dict[str, Any] = {"recipe": recipe.name, "recipe_hash": recipe.hash, "commit": commit.stdout.strip()}
+    found: dict[str, Any] = json.loads(args.json.read_text("utf-8")) if args.json.exists() else {}
+    if found.get("recipe_hash") != recipe.hash:
+        found = {"recipe": recipe.name, "recipe_hash": recipe.hash}
+    kept = args.json.with_suffix("")
     tables: dict[int, list[pd.DataFrame]] = {number: [] for number in range(args.rounds + 1)}
     for number, fold in enumerate(names):
-        bare = names[(number + 1) % len(names)]
-        home = args.work / f"tested-{fold}"
-        prepare(recipe, args, folds, fold, bare, home)
-        run = home / recipe.hash
-        table = noisy_student(recipe, home / "labelled", home / "unlabelled", run, rounds=args.rounds)
-        rows = table[table["fold"] == fold]
-        found[f"fold {fold}"] = {
-            "without labels": bare,
-            "macro_average_precision": rows["macro_average_precision"].round(4).tolist(),
-            "train_seconds": rows["train_seconds"].tolist(),
-        }
-        for each in tables:
-            tables[each].append(read_out_of_fold(str(run / f"round-{each}" / "oof.csv")))
-        args.json.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        paths = {each: kept / f"round-{each}-fold-{fold}.csv" for each in tables}
+        if f"fold {fold}" not in found or not all(path.exists() for path in paths.values()):
+            bare = names[(number + 1) % len(names)]
+            home = args.work / f"tested-{fold}"
+            prepare(recipe, args, folds, fold, bare, home)
+            run = home / recipe.hash
+            table = noisy_student(recipe, home / "labelled", home / "unlabelled", run, rounds=args.rounds)
+            rows = table[table["fold"] == fold]
+            kept.mkdir(exist_ok=True)
+            for each, path in paths.items():
+                shutil.copy(run / f"round-{each}" / "oof.csv", path)
+            found[f"fold {fold}"] = {
+                "without labels": bare,
+                "macro_average_precision": rows["macro_average_precision"].round(4).tolist(),
+                "train_seconds": rows["train_seconds"].tolist(),
+                "commit": commit.stdout.strip(),
+            }
+            args.json.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        for each, path in paths.items():
+            tables[each].append(read_out_of_fold(str(path)))
     joined = {number: pd.concat(parts, ignore_index=True) for number, parts in tables.items()}
     for number in range(1, args.rounds + 1):
         compared = paired_bootstrap(joined[number], joined[0])
