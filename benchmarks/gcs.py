@@ -129,7 +129,8 @@ def reading(bucket: Bucket, work: Path, seconds: int, latency: float, turns: int
     from birdtpu.data.prepare import prepare
     from birdtpu.data.tables import read_tables
     from birdtpu.recipe import load_recipe
-    from birdtpu.workflows.train import make_plan, open_prepared
+    from birdtpu.workflows.prepared import open_prepared
+    from birdtpu.workflows.samples import make_plan
 
     recipe = load_recipe("quickstart", ["balance.up_to=0"])
     rate = recipe.audio.sample_rate

@@ -14,7 +14,8 @@ import pandas as pd
 from birdtpu import random, storage
 from birdtpu.data import folds as folding
 from birdtpu.data import order
-from birdtpu.data.plan import COLUMNS, PSEUDO, STRETCH, over_records
+from birdtpu.data.annotations import STRETCH
+from birdtpu.data.plan import COLUMNS, PSEUDO, over_records
 from birdtpu.errors import UserError
 from birdtpu.species import ClassList
 

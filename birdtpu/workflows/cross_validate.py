@@ -24,8 +24,9 @@ from birdtpu.storage import PathLike
 from birdtpu.workflows.evaluate import annotated_rows, clip_scores, held_out, of_known_species
 from birdtpu.workflows.members import CROSS_VALIDATION
 from birdtpu.workflows.predict import load
+from birdtpu.workflows.prepared import data_info, open_prepared, with_folds
 from birdtpu.workflows.teacher import open_teacher
-from birdtpu.workflows.train import data_info, open_prepared, train, with_folds
+from birdtpu.workflows.train import train
 
 OUT_OF_FOLD = "oof.csv"
 METRICS = ("macro_average_precision", "macro_roc_auc", "micro_f1", "lwlrap", "padded_cmap", "recording_accuracy")

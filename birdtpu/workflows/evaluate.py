@@ -25,7 +25,7 @@ from birdtpu.species import ClassList
 from birdtpu.storage import PathLike
 from birdtpu.workflows.members import Runs, open_members
 from birdtpu.workflows.predict import Predictor, reason_of
-from birdtpu.workflows.train import Prepared, open_prepared
+from birdtpu.workflows.prepared import Prepared, open_prepared
 
 
 def evaluate(

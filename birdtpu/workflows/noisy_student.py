@@ -17,9 +17,10 @@ from birdtpu.storage import PathLike
 from birdtpu.workflows.cross_validate import cross_validate, has_times_alone, tested_folds
 from birdtpu.workflows.evaluate import evaluate
 from birdtpu.workflows.members import CROSS_VALIDATION
-from birdtpu.workflows.pseudo import any_species, check_learns_from_pseudo
+from birdtpu.workflows.prepared import any_species, data_info, open_prepared, with_folds
+from birdtpu.workflows.pseudo import check_learns_from_pseudo
 from birdtpu.workflows.pseudo_label import FOLD, check_strategy, pseudo_label, unlabelled_of
-from birdtpu.workflows.train import data_info, open_prepared, train, with_folds
+from birdtpu.workflows.train import train
 
 ROUNDS = "rounds.csv"
 _SETTINGS = "noisy_student.json"

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from birdtpu.errors import UserError
 from birdtpu.publish.places import data_folders
 from birdtpu.recipe import Recipe
 from birdtpu.storage import PathLike
+from birdtpu.workflows.prepared import any_species, open_prepared
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,6 @@ def open_pseudo(
     recipe: Recipe,
     path: PathLike,
     unlabelled: PathLike | Sequence[PathLike] | None,
-    opened: Callable[..., Any],
 ) -> Pseudo:
     """The pseudo-labels of a file.
 
@@ -53,7 +53,6 @@ def open_pseudo(
         recipe: The training's.
         path: The file.
         unlabelled: Prepared folder or folders with its recordings; None: where they were when it was written.
-        opened: `train.open_prepared`.
 
     Raises: UserError where the file, the folders and the recipe do not fit each other.
     """
@@ -71,7 +70,7 @@ def open_pseudo(
     gone = next((folder for folder in folders if not storage.exists(folder)), None)
     if gone:
         raise UserError(f"pseudo-labels {path}: no folder {gone} with their recordings; give --unlabelled")
-    prepared = opened(any_species(recipe), folders)
+    prepared = open_prepared(any_species(recipe), folders)
     return Pseudo(path, labels, folders, prepared.tables, prepared.records)
 
 
@@ -87,12 +86,6 @@ def check_learns_from_pseudo(recipe: Recipe) -> None:
             f"train.instances = {recipe.train.instances}: pseudo-labels are of single clips; set it to 1, or train "
             "without them"
         )
-
-
-def any_species(recipe: Recipe) -> Recipe:
-    """The recipe for folders whose labels do not count: those of other species are no error there."""
-    labels = recipe.labels.model_copy(update={"classes": "", "filter_to_classes": True, "nocall": ""})
-    return recipe.model_copy(update={"labels": labels})
 
 
 def with_pseudo(

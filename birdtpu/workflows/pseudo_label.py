@@ -11,6 +11,7 @@ import pandas as pd
 from birdtpu import __version__, storage
 from birdtpu.data import plan as planning
 from birdtpu.data import shards, tables
+from birdtpu.data.annotations import STRETCH
 from birdtpu.data.pseudo import PseudoLabels, is_labelled
 from birdtpu.errors import UserError
 from birdtpu.inference import engine, ensemble, teaching
@@ -19,8 +20,7 @@ from birdtpu.run import Run
 from birdtpu.storage import PathLike
 from birdtpu.workflows.members import Runs, open_members
 from birdtpu.workflows.predict import model_of
-from birdtpu.workflows.pseudo import any_species
-from birdtpu.workflows.train import Prepared, data_info, open_prepared
+from birdtpu.workflows.prepared import Prepared, any_species, data_info, open_prepared
 from birdtpu.workflows.transfer import trained_on
 
 FOLD = "{fold}"
@@ -72,7 +72,7 @@ def pseudo_label(
         raise UserError(f"--hop {hop_seconds}: more than 0 seconds")
     hop = round(seconds * rate)
     records = prepared.records[prepared.records["recording"].isin(names)]
-    clips = pd.DataFrame(list(_clips(records, rate, clip, hop)), columns=planning.STRETCH)
+    clips = pd.DataFrame(list(_clips(records, rate, clip, hop)), columns=STRETCH)
     scores = _scores(members, prepared, records, head, hop)
     common = {"strategy": strategy, "power": power, "threshold": threshold}
     notes = {**common, "version": __version__, "head": head, "hop_seconds": hop / rate, **data_info(folders)}

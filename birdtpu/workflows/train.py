@@ -6,18 +6,14 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from birdtpu import __version__, storage
-from birdtpu.data import balance as balancing
 from birdtpu.data import folds as folding
 from birdtpu.data import plan as planning
-from birdtpu.data import shards, tables
 from birdtpu.data.pseudo import soft_targets
 from birdtpu.data.teacher import Teacher
 from birdtpu.errors import UserError
@@ -25,12 +21,14 @@ from birdtpu.keys import Train
 from birdtpu.publish.places import data_folders
 from birdtpu.recipe import Recipe, recipe_of
 from birdtpu.run import Run, is_finished
-from birdtpu.species import NOCALL, ClassList
+from birdtpu.species import ClassList
 from birdtpu.storage import PathLike
 from birdtpu.training.machine import prepare_for_tpu
 from birdtpu.workflows import transfer
 from birdtpu.workflows.members import open_one
-from birdtpu.workflows.pseudo import Pseudo, any_species, check_teachers, open_pseudo, with_pseudo
+from birdtpu.workflows.prepared import Prepared, data_info, open_prepared, recordings_of_folder
+from birdtpu.workflows.pseudo import Pseudo, check_teachers, open_pseudo
+from birdtpu.workflows.samples import make_plan, with_nocall
 from birdtpu.workflows.teacher import of_trained, open_teacher
 
 _NO_MEMORY = "the device has no memory for a step: raise train.accumulate, or lower train.batch_size"
@@ -40,20 +38,6 @@ if TYPE_CHECKING:
     from birdtpu.training.loop import Progress, Saving
     from birdtpu.training.step import Step
     from birdtpu.training.strategy import Accelerator
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Prepared folders as one: what the recipe leaves of their tables, and all their records (`load_all_records`).
-
-    Recordings have a column `audio_hash` too. `with_nocall` adds folders, records and a table of recordings without any
-    species.
-    """
-
-    folders: list[str]
-    tables: tables.Tables
-    records: pd.DataFrame
-    nocall: pd.DataFrame | None = None
 
 
 def train(
@@ -128,7 +112,7 @@ def _train(
         raise UserError(f"run {run}: holds a finished run; give another folder or remove it")
     teacher = open_teacher(recipe, teacher_file)
     prepared = with_nocall(recipe, open_prepared(recipe, folders))
-    pseudo = None if pseudo_file is None else open_pseudo(recipe, pseudo_file, unlabelled, open_prepared)
+    pseudo = None if pseudo_file is None else open_pseudo(recipe, pseudo_file, unlabelled)
     # Keras stands behind them, and its backend is chosen by now.
     from birdtpu.training.loop import Saving
     from birdtpu.training.step import resolved
@@ -219,172 +203,6 @@ def _check_same(folder: str, before: dict[str, Any], now: dict[str, Any]) -> Non
                 f"{folder}: holds an interrupted training of {what} ({before.get(key)}, not {now[key]}); "
                 "give another run folder, or remove this one to begin again"
             )
-
-
-def data_info(folders: Sequence[str]) -> dict[str, list[str]]:
-    """What a run notes of its data: where it lies, and the checksum of each manifest, which vouches for the rest."""
-    manifests = [storage.read_bytes(storage.join(folder, shards.MANIFEST)) for folder in folders]
-    return {"data": [_absolute(folder) for folder in folders], "data_crc32c": [*map(shards.checksum, manifests)]}
-
-
-def open_prepared(recipe: Recipe, folders: Sequence[str], classes: ClassList | None = None) -> Prepared:
-    """The tables and records of prepared folders, with the recipe's filters applied.
-
-    Args:
-        recipe: The recipe.
-        folders: What `prepare` wrote.
-        classes: What a run kept of `labels.classes`, whose path may mean another file by now. None: the path is read.
-
-    Raises: UserError where a folder is none, or its sample rate or record length does not fit the recipe, or a primary
-        label is not among the recipe's classes.
-    """
-    if not folders:
-        raise UserError("no data: give --data the folder that birdtpu prepare wrote")
-    parts = []
-    for folder in folders:
-        manifest = shards.load_manifest(folder)
-        rate, longest = manifest["sample_rate"], manifest["record_seconds"]
-        if rate != recipe.audio.sample_rate:
-            raise UserError(
-                f"{folder}: prepared at {rate} Hz, but the recipe {recipe.name} is for {recipe.audio.sample_rate} Hz: "
-                "prepare it again with this recipe, or set audio.sample_rate"
-            )
-        if longest < recipe.audio.clip_seconds + recipe.audio.margin_seconds:
-            raise UserError(
-                f"{folder}: its records hold {longest:g} s, less than a clip and its margin of {recipe.name}: "
-                "prepare it again with this recipe"
-            )
-        parts.append(replace(tables.load_tables(folder), recordings=_recordings(folder)))
-    merged = tables.merge_tables(parts) if len(parts) > 1 else parts[0]
-    if classes is None and recipe.labels.classes:
-        classes = ClassList.from_csv(recipe.labels.classes)
-    kept, report = tables.filter_recordings(
-        merged,
-        classes=classes,
-        filter_to_classes=recipe.labels.filter_to_classes,
-        secondary_below_seconds=recipe.labels.secondary_below_seconds,
-        min_rating=recipe.labels.min_rating,
-    )
-    if report["below_min_rating"]:
-        warnings.warn(f"{report['below_min_rating']} recordings below labels.min_rating are left out", stacklevel=2)
-    dropped = sum(report["secondary_outside_classes"].values())
-    if dropped:
-        warnings.warn(f"{dropped} secondary labels of species outside the classes are dropped", stacklevel=2)
-    return Prepared(list(folders), kept, shards.load_all_records(folders))
-
-
-def _recordings(folder: str) -> pd.DataFrame:
-    """The table of recordings of a prepared folder, with the hash of their audio."""
-    table, hashes = tables.load_tables(folder).recordings, shards.load_audio_hashes(folder)
-    return table.assign(audio_hash=[hashes.get(name, "") for name in table["recording"]])
-
-
-def with_nocall(recipe: Recipe, prepared: Prepared) -> Prepared:
-    """The same with the recordings of `labels.nocall`, to be trained on in any fold.
-
-    Raises: UserError where all of them are in the data too.
-    """
-    if not recipe.labels.nocall:
-        return prepared
-    folders = data_folders(recipe.labels.nocall)
-    found = open_prepared(any_species(recipe), folders).tables.recordings
-    # What is labelled is no silence, whether or not the recipe uses its label, and whatever its name.
-    known = pd.concat([_recordings(folder) for folder in prepared.folders])
-    hashes = set(known["audio_hash"]) - {""}
-    silent = found[~found["recording"].isin(known["recording"]) & ~found["audio_hash"].isin(hashes)]
-    if silent.empty:
-        raise UserError(f"labels.nocall: every recording of {folders[0]} is in the --data too; name another folder")
-    nocall = silent.assign(primary_label=NOCALL, secondary_labels="", fold="train")
-    every = [*prepared.folders, *folders]
-    return replace(prepared, folders=every, records=shards.load_all_records(every), nocall=nocall)
-
-
-def make_plan(
-    recipe: Recipe, prepared: Prepared, fold: str | int | None, pseudo: Pseudo | None = None
-) -> tuple[ClassList, pd.DataFrame, pd.DataFrame]:
-    """Classes, plan and the balance's report, for one fold."""
-    recordings = prepared.tables.recordings
-    # A training on everything needs no folds, and a handful of recordings has none; rare species are pinned by them.
-    if fold is not None or recipe.folds.split or recipe.folds.rare_at_most:
-        recordings = with_folds(recipe, recordings)
-    timed = prepared.tables.annotations.iloc[: None if recipe.labels.timed == "sections" else 0]
-    if recipe.labels.classes:
-        classes = ClassList.from_csv(recipe.labels.classes)
-    else:
-        classes = tables.class_list(replace(prepared.tables, annotations=timed))
-    cut = {"validation_fraction": recipe.folds.validation_fraction, "seed": recipe.folds.seed}
-    roles = folding.roles(recordings, fold=fold, **cut)
-    silent = 0 if prepared.nocall is None else len(prepared.nocall)
-    if silent:
-        recordings = pd.concat([recordings, prepared.nocall], ignore_index=True)
-        roles = pd.Series([*roles, *["train"] * silent])
-    known, known_roles = recordings, roles
-    recordings, roles = _apart(recordings, roles, silent)
-    sections, report = balancing.balance(
-        recordings[roles == "train"],
-        down_to=recipe.balance.down_to,
-        up_to=recipe.balance.up_to,
-        min_section_seconds=recipe.balance.min_section_seconds or recipe.audio.clip_seconds,
-        **{
-            key: getattr(recipe.balance, key)
-            for key in ("repeat", "keep", "first_seconds", "last_seconds", "sample_power")
-        },
-    )
-    weights = tables.rating_weights(recordings) if recipe.labels.weight_by_rating else None
-    plan = planning.make_plan(
-        recordings,
-        timed,
-        prepared.records,
-        sections=sections,
-        roles=roles,
-        classes=classes,
-        clip_seconds=recipe.audio.clip_seconds,
-        secondary=recipe.labels.secondary,
-        whole_clips=recipe.train.whole_clips,
-        weights=weights,
-    )
-    if not recipe.train.whole_clips:
-        taught = plan[(plan["role"] == "train") & (plan["source"] == "labelled") & (plan["targets"] != "")]
-        if len(taught):
-            warnings.warn(
-                f"{planning.recordings_of(taught).nunique()} recordings have no times and teach nothing: the recipe "
-                "learns labels of frames alone (train.frame_loss); give train.segment_loss a weight, or leave them out",
-                stacklevel=2,
-            )
-    if pseudo is not None:
-        plan = with_pseudo(plan, pseudo, recipe, prepared.tables, known, known_roles)
-    return classes, plan, report
-
-
-def _apart(recordings: pd.DataFrame, roles: pd.Series, silent: int) -> tuple[pd.DataFrame, pd.Series]:
-    """The recordings without what would be heard in training too although it is held out; warns of it.
-
-    That is a copy under another name, where folds were given, and of the last `silent` recordings, which have no fold,
-    also one of a recordist and place that are held out.
-    """
-    held = (roles != "train").to_numpy()
-    copied = recordings["audio_hash"].isin(set(recordings.loc[held, "audio_hash"]) - {""})
-    group = folding.groups(recordings)
-    near = group.isin(group[held]) & (np.arange(len(recordings)) >= len(recordings) - silent)
-    heard = ~held & (copied | near).to_numpy()
-    if heard.any():
-        warnings.warn(
-            f"{heard.sum()} recordings ({recordings.loc[heard, 'path'].iloc[0]}, ...) are left out of the training: "
-            "they are copies of held-out ones, or without birds and of a recordist and place that are held out",
-            stacklevel=3,
-        )
-    return recordings[~heard].reset_index(drop=True), roles[~heard].reset_index(drop=True)
-
-
-def with_folds(recipe: Recipe, recordings: pd.DataFrame) -> pd.DataFrame:
-    """The recordings with the folds that were given, else with the recipe's split or folds."""
-    if (recordings["fold"] != "").any():
-        return recordings
-    chosen = recipe.folds
-    if chosen.split:
-        return recordings.assign(fold=folding.split(recordings, parts=dict(chosen.split), seed=chosen.seed))
-    folds = folding.assign_folds(recordings, folds=chosen.count, seed=chosen.seed, rare_at_most=chosen.rare_at_most)
-    return recordings.assign(fold=folds)
 
 
 def _plan_and_balance(plan: pd.DataFrame, classes: ClassList, balanced: pd.DataFrame) -> str:
@@ -507,7 +325,7 @@ def _beside(recipe: Recipe, plan: pd.DataFrame, prepared: Prepared) -> dict[str,
                 "names no prepared folder of them; give one, or set the probability to 0"
             )
         out["background"] = data_folders(augment.background)
-        sounds = pd.concat([_recordings(folder) for folder in out["background"]])
+        sounds = pd.concat([recordings_of_folder(folder) for folder in out["background"]])
         both = pd.concat([prepared.tables.recordings, sounds], ignore_index=True)
         group = folding.groups(both)
         held = both["recording"].isin(planning.recordings_of(plan[plan["role"] != "train"]))
@@ -603,10 +421,6 @@ def _validation(model: Any, draft: Run, plan: pd.DataFrame, prepared: Prepared, 
         return Validation(total / weight, present, absent, watched)
 
     return validate
-
-
-def _absolute(path: str) -> str:
-    return path if storage.is_remote(path) else str(Path(path).resolve())
 
 
 def _text(fold: str | int | None) -> str | None:

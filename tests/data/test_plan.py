@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from birdtpu.data.annotations import annotated_sections
 from birdtpu.data.balance import balance
 from birdtpu.data.plan import (
     COLUMNS,
-    annotated_sections,
     dense_targets,
     load_plan,
     make_plan,

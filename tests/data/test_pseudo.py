@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from birdtpu.data import order
-from birdtpu.data.plan import STRETCH, load_plan, make_plan, plan_report, save_plan
+from birdtpu.data.annotations import STRETCH
+from birdtpu.data.plan import load_plan, make_plan, plan_report, save_plan
 from birdtpu.data.pseudo import PseudoLabels, add_rows, soft_targets
 from birdtpu.errors import UserError
 from birdtpu.species import ClassList

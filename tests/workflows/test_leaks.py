@@ -13,8 +13,10 @@ from birdtpu.data.pseudo import PseudoLabels
 from birdtpu.data.tables import ANNOTATIONS, RECORDINGS, SPECIES, Tables
 from birdtpu.errors import UserError
 from birdtpu.recipe import load_recipe
+from birdtpu.workflows.prepared import Prepared, open_prepared
 from birdtpu.workflows.pseudo import Pseudo
-from birdtpu.workflows.train import Prepared, _beside, make_plan, open_prepared, with_nocall
+from birdtpu.workflows.samples import make_plan, with_nocall
+from birdtpu.workflows.train import _beside
 
 SETTINGS = ["audio.clip_seconds=2.0", "audio.margin_seconds=0", "audio.record_seconds=4.0", "predict.hop_seconds=1.0"]
 

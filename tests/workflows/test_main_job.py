@@ -20,8 +20,8 @@ from birdtpu.recipe import load_recipe
 from birdtpu.run import open_run
 from birdtpu.workflows.cross_validate import mean_of_folds
 from birdtpu.workflows.predict import audio_files
+from birdtpu.workflows.prepared import open_prepared
 from birdtpu.workflows.quickstart import quickstart
-from birdtpu.workflows.train import open_prepared
 from tests.commands import command
 
 TINY = [

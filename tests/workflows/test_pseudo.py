@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import birdtpu
 from birdtpu.data import plan as planning
+from birdtpu.data.annotations import STRETCH
 from birdtpu.data.folds import groups
 from birdtpu.data.pseudo import PseudoLabels
 from birdtpu.data.tables import ANNOTATIONS, RECORDINGS, SPECIES, Tables, load_tables
@@ -29,9 +30,10 @@ from birdtpu.recipe import load_recipe
 from birdtpu.run import Run, open_run
 from birdtpu.species import ClassList
 from birdtpu.training.log import Log
+from birdtpu.workflows.prepared import Prepared, data_info, with_folds
 from birdtpu.workflows.pseudo import Pseudo
 from birdtpu.workflows.pseudo_label import clip_starts, pseudo_label
-from birdtpu.workflows.train import Prepared, data_info, make_plan, with_folds
+from birdtpu.workflows.samples import make_plan
 from tests.commands import command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -240,7 +242,7 @@ def test_no_recording_that_is_held_out_or_labelled_gets_a_pseudo_label(labelled,
         return pd.DataFrame({"record": names + "/00000", "recording": names, "start_seconds": 0.0, "seconds": 8.0})
 
     names = [*tables[0]["recording"], *tables[1]["recording"]]
-    clips = pd.DataFrame([(n, s, s + 4.0) for n in dict.fromkeys(names) for s in (0.0, 4.0)], columns=planning.STRETCH)
+    clips = pd.DataFrame([(n, s, s + 4.0) for n in dict.fromkeys(names) for s in (0.0, 4.0)], columns=STRETCH)
     labels = PseudoLabels(clips, np.full((len(clips), 2), 0.5, np.float16), ("a", "b"))
     every = pd.concat(tables, ignore_index=True).drop_duplicates("recording")
     pseudo = Pseudo("p.npz", labels, ["u"], Tables(tables[1], inside[1], species), records(every))
