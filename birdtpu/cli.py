@@ -218,7 +218,7 @@ def evaluate(
 @app.command()
 def thresholds(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
-    target_fpr: Annotated[float, typer.Option(min=0, max=1, help="Share of recordings with a false call.")] = 0.01,
+    target_fpr: Annotated[float, typer.Option(help="Share of recordings with a false call, below 1.")] = 0.01,
     audio: Annotated[str | None, typer.Option(metavar="DIR", help="A labelled folder; else the held-out fold.")] = None,
     table: Annotated[str | None, typer.Option(metavar="CSV", help="The folder's table.")] = None,
     data: Annotated[list[str] | None, typer.Option(metavar="DIR", help="Prepared folders, if they moved.")] = None,

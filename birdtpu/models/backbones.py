@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from birdtpu import storage
 from birdtpu.errors import UserError
 from birdtpu.layers.batch_norm import MOMENTUM, BatchNorm
 from birdtpu.layers.dropout import SeededDropout
@@ -235,6 +236,8 @@ def build_backbone(
         )
     if weights == "imagenet" and not entry.pretrained:
         raise UserError(f"model.weights: {name} has no ImageNet weights; set model.weights = 'none'")
+    if weights not in ("none", "imagenet") and not storage.exists(weights):
+        raise UserError(f"model.weights: {weights}: no such file; give none, imagenet or the path of a weights file")
     of_timm = weights.endswith(timm_weights.SUFFIXES)
     if of_timm and not entry.timm:
         known = ", ".join(key for key, each in BACKBONES.items() if each.timm)
