@@ -65,8 +65,9 @@ class Labels(Table):
     )
     nocall: str = Field(
         default="",
-        description="a prepared folder (or kaggle:owner/slug) of recordings without any of the species, to be trained "
-        "on and never held out; where labels.classes has the code nocall, that is present in them",
+        description="a prepared folder (or kaggle:owner/slug) of recordings without any of the species, whatever "
+        "their labels say, to be trained on and never held out; where labels.classes has the code nocall, that is "
+        "present in them",
     )
     min_rating: NotNegative = Field(default=0.0, description="leave out recordings rated lower (unrated ones stay)")
     weight_by_rating: bool = Field(default=False, description="weigh an example's loss by its recording's rating")

@@ -324,7 +324,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
     keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]).save_weights(path)
     with pytest.raises(UserError, match=r"other\.weights\.h5: does not fit the backbone small_cnn"):
         build_backbone("small_cnn", (64, 32), str(path))
-    with pytest.raises(UserError, match=r"absent\.weights\.h5: does not fit"):
+    with pytest.raises(UserError, match=r"absent\.weights\.h5: no such file"):
         build_backbone("small_cnn", (64, 32), str(tmp_path / "absent.weights.h5"))
     with pytest.raises(UserError, match="no backbone 'ResNet5'"):
         build_backbone("ResNet5", (64, 32))

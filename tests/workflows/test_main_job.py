@@ -1,5 +1,6 @@
 """The main job through the command line: synthesise, prepare, train, evaluate, predict, cross-validate."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -352,6 +353,12 @@ def test_cross_validation_resumes(capsys, prepared, world, tmp_path):
     plan = tmp_path / "cv" / "fold-0" / "plan.csv"
     plan.write_text(plan.read_text().replace(",test,", ",train,"))
     args[3] = prepared
+    code, _, err = command(capsys, *args)
+    assert code == 2 and "plan.csv was changed after training" in err
+    noted = plan.with_name("run.json")
+    info = json.loads(noted.read_text())
+    info["files_sha256"]["plan.csv"] = hashlib.sha256(plan.read_bytes()).hexdigest()
+    noted.write_text(json.dumps(info))
     code, _, err = command(capsys, *args)
     assert code == 2 and "is of other folds" in err
 
