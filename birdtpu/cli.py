@@ -518,7 +518,19 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
-        # A full disk or a folder without permission is the user's to mend; the path is in the message.
-        hint = "; free space, or give another folder" if error.errno in FULL else ""
-        print(f"birdtpu: {error}{hint}", file=sys.stderr)
+        # A full disk or a folder without permission is the user's to mend.
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"birdtpu: {place}{error.strerror or error}{_way_out(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _way_out(error: OSError) -> str:
+    if error.errno in FULL:
+        return "; free space, or give another folder"
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return "; a file stands where a folder is wanted: give another place"
+    if isinstance(error, IsADirectoryError):
+        return "; a folder stands where a file is wanted: give a file"
+    if isinstance(error, PermissionError):
+        return "; give another place, or the right to write there"
+    return ""

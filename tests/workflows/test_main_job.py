@@ -363,6 +363,15 @@ def test_cross_validation_resumes(capsys, prepared, world, tmp_path):
     assert code == 2 and "is of other folds" in err
 
 
+def test_a_file_where_a_folder_is_wanted_is_one_line(prepared, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    for run in (tmp_path / "notes.txt", tmp_path / "notes.txt" / "run"):
+        code, out, err = command(capsys, "train", "quickstart", "--data", prepared, "--run", run)
+        assert (code, out, err.count("\n")) == (2, "", 1) and str(run) in err
+        assert err.endswith("a file stands where a folder is wanted: give another place\n")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 def test_cross_validation_needs_something_to_test(prepared, tmp_path):
     split = "folds.split={train=0.6, validation=0.4}"
     with pytest.raises(UserError, match=r"no recording is ever tested; give folds\.split a test part"):
